@@ -1,0 +1,104 @@
+"""Device, named random streams, determinism, and a report of the environment."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import numpy as np
+import torch
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+def device(name: Device = "auto") -> torch.device:
+    """The device to compute on: ``auto`` takes CUDA, then Apple's, then the CPU. Raises ``RuntimeError`` if it is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, available in there.items() if available))
+    if not there.get(name, False):
+        raise RuntimeError(f"DEVICE={name!r} is not available here; there are: {', '.join(k for k in there if there[k])}")
+    return torch.device(name)
+
+
+def stream(seed: int, *names: str | int) -> int:
+    """A 63-bit seed of the stream called ``names`` under ``seed``: ``stream(0, "order", epoch)``.
+
+    Streams are independent of each other and of the order in which they are asked for, so that one more draw in one
+    place never changes another.
+    """
+    digest = hashlib.sha256("/".join(map(str, (seed, *names))).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(seed: int, *names: str | int) -> torch.Generator:
+    """A CPU ``torch.Generator`` of the named stream."""
+    return torch.Generator().manual_seed(stream(seed, *names))
+
+
+def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
+    """A NumPy generator of the named stream."""
+    return np.random.default_rng(stream(seed, *names))
+
+
+@contextmanager
+def seeded(seed: int, *names: str | int) -> Iterator[None]:
+    """torch's global generators hold the named stream inside, and what they held before afterwards.
+
+    For code that takes no generator: initialisation, dropout.
+    """
+    with torch.random.fork_rng(enabled=True):
+        torch.manual_seed(stream(seed, *names))
+        yield
+
+
+@contextmanager
+def deterministic(enabled: bool = True) -> Iterator[None]:
+    """Algorithms that repeat to the bit inside, as far as the device has them (the CPU does)."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # cuBLAS reads it once, at its first call
+    torch.use_deterministic_algorithms(enabled, warn_only=True)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = enabled, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=True)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[1:]
+
+
+def fast_dtype(where: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it natively, else float32."""
+    if where.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    native = where.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def environment() -> dict[str, str]:
+    """Versions and hardware, for provenance and bug reports."""
+    packages = ("torch", "torchvision", "numpy", "lightning", "captum", "quantus", "papermill", "ipywidgets")
+    report = {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()}
+    for package in packages:
+        try:
+            report[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            report[package] = "not installed"
+    report["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return report
+
+
+def import_torchvision():
+    """``torchvision``, or a clear message where its build and torch's do not fit (CPU-only torch 2.13.0 is such a case)."""
+    try:
+        import torchvision
+    except (RuntimeError, ImportError, AttributeError) as error:
+        raise ImportError(
+            f"torchvision cannot be imported beside torch {torch.__version__} ({type(error).__name__}: {error}). Their builds "
+            "do not fit: install a matching pair, for example `pip install torch==2.14.1 torchvision==0.29.1`."
+        ) from error
+    return torchvision
