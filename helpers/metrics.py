@@ -1,0 +1,94 @@
+"""Explanation-quality metrics. Each takes heat maps [N, H, W] and returns one value a sample, or curves of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+THRESHOLDS = np.logspace(-4, 0, 100)
+"""The grid on which a normalised map is thresholded (spec section 4.2)."""
+
+
+@dataclass(frozen=True)
+class DetectionCurve:
+    """Detection at each threshold t, of maps binarised by ``heat > t``: all float64 [T].
+
+    ``tdr``, the true detection rate, is averaged over the images that have a target; ``tar``, the true abstraction rate,
+    over all images; ``score`` is their product.
+    """
+
+    thresholds: np.ndarray
+    tdr: np.ndarray
+    tar: np.ndarray
+
+    @property
+    def score(self) -> np.ndarray:
+        return self.tdr * self.tar
+
+    @property
+    def best(self) -> int:
+        """Index of the highest score (the first of equals)."""
+        return int(np.argmax(self.score))
+
+
+def detection_rates(heat: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """(TDR, TAR) of each image, for soft maps in [0, 1] or binary ones: float64 [N] each.
+
+    ``TDR = sum(heat * mask) / sum(mask)`` (NaN without a target), ``TAR = sum((1 - heat) * (1 - mask)) / sum(1 - mask)``
+    (NaN without background). ``heat`` and ``masks`` [N, H, W]; arXiv 2601.04378, equation 12 and above.
+    """
+    heat, masks = _checked(heat, masks)
+    heat, masks = heat.double().flatten(1), masks.double().flatten(1)
+    tdr = (heat * masks).sum(1) / masks.sum(1)
+    tar = ((1 - heat) * (1 - masks)).sum(1) / (1 - masks).sum(1)
+    return tdr, tar
+
+
+def mean_detection(heat: Tensor, masks: Tensor) -> dict[str, float]:
+    """``{"tdr", "tar", "score"}``: the means over the images where each is defined, and their product."""
+    tdr, tar = (float(rate.nanmean()) for rate in detection_rates(heat, masks))
+    return {"tdr": tdr, "tar": tar, "score": tdr * tar}
+
+
+def detection_curve(heat: Tensor, masks: Tensor, thresholds: np.ndarray = THRESHOLDS) -> DetectionCurve:
+    """TDR and TAR at every threshold, from one pass: each pixel is put between two thresholds once, and counted.
+
+    ``heat`` [N, H, W] of any scale, ``masks`` [N, H, W] of 0 and 1, ``thresholds`` [T] ascending.
+    """
+    heat, masks = _checked(heat, masks)
+    if (np.diff(thresholds) < 0).any():
+        raise ValueError("thresholds must ascend")
+    n, bins = len(heat), len(thresholds) + 1
+    # bucket b: the b lowest thresholds are below the pixel's value, so the pixel survives those with index < b
+    bucket = torch.bucketize(heat.double().flatten(1), torch.from_numpy(thresholds).to(heat.device), out_int32=True)
+    bucket += torch.arange(n, device=heat.device, dtype=torch.int32)[:, None] * bins
+    inside = masks.flatten(1) > 0
+    total = torch.bincount(bucket.flatten(), minlength=n * bins).view(n, bins).double()
+    target = torch.bincount(bucket[inside], minlength=n * bins).view(n, bins).double()
+    background = total - target
+    detected = 1 - target.cumsum(1)[:, :-1] / target.sum(1, keepdim=True)
+    abstained = background.cumsum(1)[:, :-1] / background.sum(1, keepdim=True)
+    return DetectionCurve(thresholds, detected.nanmean(0).cpu().numpy(), abstained.nanmean(0).cpu().numpy())
+
+
+def detection_range(score: np.ndarray, level: float, thresholds: np.ndarray = THRESHOLDS) -> tuple[float, float] | None:
+    """(lowest, highest) threshold whose score exceeds ``level``; None if there is none (spec section 4.3)."""
+    above = np.flatnonzero(np.asarray(score) > level)
+    return (float(thresholds[above[0]]), float(thresholds[above[-1]])) if len(above) else None
+
+
+def range_length(score: np.ndarray, level: float, thresholds: np.ndarray = THRESHOLDS) -> float:
+    """Decades between the ends of `detection_range`; 0 if there is none."""
+    ends = detection_range(score, level, thresholds)
+    return float(np.log10(ends[1]) - np.log10(ends[0])) if ends else 0.0
+
+
+def _checked(heat: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    if heat.shape != masks.shape or heat.ndim != 3:
+        raise ValueError(f"heat and masks must both be [N, H, W], not {tuple(heat.shape)} and {tuple(masks.shape)}")
+    if not bool(torch.isfinite(heat).all()):
+        raise ValueError("heat holds NaN or infinite values")
+    return heat, masks

@@ -1,0 +1,189 @@
+"""The MARS report of a (model, explainer): meaningful, aligned, robust, sufficient (spec sections 1.2 and 4).
+
+Meaningful: detection rates against the masks. Aligned: does the explanation, added up, give the prediction? Robust: the
+spread over fits and the range of good thresholds, both read off many reports. Sufficient: the prediction from the explained
+part of the image alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from helpers import metrics
+from helpers.pinets.models import CNN, Ensemble, PiNet
+
+LEVELS = (0.5, 0.75, 0.9)  # satisfaction levels of the detection range
+VERSION = 1  # goes into the provenance of results: raise it when a number here changes its meaning
+
+Explainer = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
+
+
+class Explained(NamedTuple):
+    """``logits`` [N] and raw ``heat`` [N, H, W] of a data set, on the CPU in float32."""
+
+    logits: Tensor
+    heat: Tensor
+
+
+def own_scores(model: PiNet | Ensemble, x: Tensor, target: Tensor | None = None) -> Tensor:
+    """A PiNet's explanation of itself: its scores, of an ensemble the mean of ``weight**2 * scores``; [B, H, W].
+
+    Several maps are added up, or the one of ``target`` [B] is taken.
+    """
+    return _flat(model(x).scores, target)
+
+
+def explain(model: nn.Module, explainer: Explainer, x: Tensor, batch_size: int = 100) -> Explained:
+    """Logits and maps of the images ``x`` [N, C, H, W], computed in eval mode and batches."""
+    parts = []
+    for chunk in x.split(batch_size):
+        if explainer is own_scores:  # both from one pass
+            with torch.inference_mode():
+                output = model(chunk)
+            parts.append((output.logits, _flat(output.scores, None)))
+        else:
+            parts.append((predict(model, chunk), explainer(model, chunk, None)))
+    return Explained(*(torch.cat([part.float().cpu() for part in column]) for column in zip(*parts, strict=True)))
+
+
+def predict(model: nn.Module, x: Tensor, batch_size: int = 100) -> Tensor:
+    """The logits [N] of ``x`` [N, C, H, W]."""
+    with torch.inference_mode():
+        return torch.cat([model(chunk).logits for chunk in x.split(batch_size)])
+
+
+def accuracy(logits: Tensor, y: Tensor) -> float:
+    """Share of images on the right side of 0."""
+    return float(((logits > 0) == (y > 0)).double().mean())
+
+
+def normalise(heat: Tensor, scale: float | None = None) -> Tensor:
+    """Maps divided by one number, the maximum over the whole set unless given (all zeros stay zeros)."""
+    scale = float(heat.max()) if scale is None else scale
+    return heat / scale if scale > 0 else torch.zeros_like(heat)
+
+
+def mars(
+    model: nn.Module,
+    explainer: Explainer,
+    x: Tensor,
+    y: Tensor,
+    masks: Tensor,
+    validation: tuple[Tensor, Tensor] | None = None,
+) -> dict[str, Any]:
+    """The report of one model and explainer on images ``x`` [N, C, H, W], labels ``y`` [N], masks [N, 1, H, W].
+
+    ``validation``: (x, masks) on which scale and threshold are chosen for the entry ``validated``; the entry ``optimal``
+    takes the best threshold on the *test* masks, an oracle, as the paper does. ``model`` must be in eval mode.
+    """
+    if model.training:
+        raise ValueError("the model is in training mode: call model.eval() first")
+    masks = masks[:, 0]
+    logits, heat = explain(model, explainer, x)
+    unit = normalise(heat)
+    curve = metrics.detection_curve(unit, masks)
+    predicted = accuracy(logits, y)
+    report: dict[str, Any] = {
+        "accuracy": predicted,
+        "naive": metrics.mean_detection(unit.clamp(0, 1), masks),
+        "optimal": _at(curve, curve.best),
+        "curve": {"tdr": curve.tdr.round(5).tolist(), "tar": curve.tar.round(5).tolist()},
+        "alignment_residual": alignment_residual(model, logits, heat, x),
+    }
+    if validation is not None:
+        report["validated"] = _validated(model, explainer, heat, masks, *validation)
+    report["recursive"] = recursive_accuracy(model, unit.abs()[:, None] * x, y)
+    report["shift"] = predicted - report["recursive"]["accuracy"]
+    return report
+
+
+def recursive_accuracy(model: nn.Module, explained: Tensor, y: Tensor) -> dict[str, float]:
+    """Accuracy on the explained part of the images [N, C, H, W] alone.
+
+    Of an ensemble: by the mean logit, and beside it by ``majority`` and by the published bundle's ``legacy`` rule, which
+    averages hard votes and then takes sigmoid > 0.5: positive as soon as one member says so.
+    """
+    if not isinstance(model, Ensemble):
+        return {"accuracy": accuracy(predict(model, explained), y)}
+    logits = torch.stack([predict(member, explained) for member in model.members])
+    votes = (logits > 0).double().mean(0)
+    return {
+        "accuracy": accuracy(logits.mean(0), y),
+        "majority": accuracy(votes - 0.5, y),
+        "legacy": accuracy(votes, y),
+    }
+
+
+def alignment_residual(model: nn.Module, logits: Tensor, heat: Tensor, x: Tensor) -> float:
+    """Share of the logits' variance that no linear read-out ``c * sum(map) + d`` of the explanation gives: 0 is aligned.
+
+    The map is read as the model reads it (times x under a hard second look, alone under a soft one); of a model that
+    reads no map, the reading that fits better. 0 up to rounding for a PiNet by construction, which this checks.
+    """
+    readings = {"hard": (heat[:, None] * x).double().sum((1, 2, 3)), "soft": heat.double().sum((1, 2))}
+    look = getattr(model, "second_look", None)
+    target = logits.double() - logits.double().mean()
+    residuals = []
+    for total in [readings[look]] if look else readings.values():
+        total = total - total.mean()
+        explained = (total @ target) ** 2 / ((total @ total) * (target @ target)).clamp_min(1e-300)
+        residuals.append(1 - float(explained))
+    return max(0.0, min(residuals))
+
+
+def identity_error(model: PiNet | Ensemble, x: Tensor) -> float:
+    """Largest ``|logit - (sum(contributions) + bias)|`` relative to the logits' size: the alignment identity, checked."""
+    with torch.inference_mode():
+        output = model(x)
+        members = model.members if isinstance(model, Ensemble) else [model]
+        bias = torch.stack([member.aggregator.bias for member in members]).mean(0)
+        total = model.contributions(output).double().sum((1, 2, 3)) + bias
+        return float(((output.logits - total).abs() / output.logits.abs().clamp_min(1)).max())
+
+
+def default_explainer(model: nn.Module) -> Explainer:
+    """A PiNet explains itself; the CNN baseline is explained by Grad-CAM on its last feature maps."""
+    if isinstance(model, CNN):
+        from helpers import attribution
+
+        return attribution.explainer("grad_cam", layer="encoder")
+    return own_scores
+
+
+def _validated(
+    model: nn.Module, explainer: Explainer, heat: Tensor, masks: Tensor, x: Tensor, own_masks: Tensor
+) -> dict[str, float]:
+    """Detection on the test set with scale and threshold chosen on validation images: no test mask is looked at."""
+    own = explain(model, explainer, x).heat
+    scale = float(own.max())
+    chosen = metrics.detection_curve(normalise(own, scale), own_masks[:, 0])
+    threshold = chosen.thresholds[chosen.best : chosen.best + 1]
+    return _at(metrics.detection_curve(normalise(heat, scale), masks, threshold), 0)
+
+
+def _at(curve: metrics.DetectionCurve, index: int) -> dict[str, float]:
+    names = {"threshold": curve.thresholds, "tdr": curve.tdr, "tar": curve.tar, "score": curve.score}
+    return {name: float(values[index]) for name, values in names.items()}
+
+
+def _flat(scores: Tensor, target: Tensor | None) -> Tensor:
+    if target is not None and scores.shape[1] > 1:
+        return scores[torch.arange(len(scores)), target]
+    return scores.sum(1)
+
+
+def quantiles(values: np.ndarray) -> dict[str, float]:
+    """Median, mean, sd, min and max, as the published table gives them."""
+    values = np.asarray(values, float)
+    return {
+        "median": float(np.median(values)),
+        "mean": float(values.mean()),
+        "sd": float(values.std(ddof=1)) if len(values) > 1 else float("nan"),
+        "min": float(values.min()),
+        "max": float(values.max()),
+    }

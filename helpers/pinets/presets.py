@@ -1,0 +1,111 @@
+"""Settings of the PiNet studies: the groups of the paper, and presets (spec sections 3.3 and 3.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from helpers.config import Settings, Several, Study, suggest
+from helpers.data.toyshapes import ToyShapesSettings
+from helpers.pinets.models import SecondLook
+
+
+class Model(Settings):
+    """A network. The defaults are the paper's PiNet."""
+
+    kind: Literal["pinet", "cnn"] = "pinet"
+    width: int = Field(16, ge=1, description="channels of the first block")
+    depth: int = Field(3, ge=1, description="blocks of the encoder")
+    skip: bool = False
+    dropout: float = Field(0.0, ge=0, lt=1)
+    spatial_decoder: bool = Field(True, description="false: the naive decoder, pooling and one dense layer")
+    second_look: SecondLook = "hard"
+    activation: Literal["sigmoid", "tanh"] = "sigmoid"
+
+
+class Training(Settings):
+    """One fit. The defaults are the paper's for a PiNet."""
+
+    learning_rate: float = Field(5e-3, gt=0)
+    betas: Several[float] = (0.9, 0.95)
+    batch_size: int = Field(32, ge=1)
+    epochs: int = Field(50, ge=1, description="at most; a validation accuracy of 1 stops earlier")
+    evaluations: int = Field(3, ge=1, description="validations an epoch")
+    min_accuracy: float = Field(0.98, ge=0, le=1, description="validation accuracy that a fit needs to be accepted")
+    feedback: float = Field(0.0, ge=0, description="weight of the recursive feedback loss (the paper's alpha_stab)")
+    strong: float = Field(0.0, ge=0, description="weight of the mask loss (the paper's gamma)")
+    sparsity: float = Field(0.0, ge=0, description="weight of the squared scores (the paper's lambda)")
+    mask_rule: Literal["first_positives", "budget"] = Field(
+        "first_positives",
+        description="first_positives: the bundle's, the first positive of each unshuffled batch; budget: mask_budget "
+        "positives drawn at random, batches shuffled",
+    )
+    mask_budget: int = Field(25, ge=0, description="masks that strong supervision may see under the rule `budget`")
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class Group(Settings):
+    """Fits that share their settings."""
+
+    label: str
+    model: Model = Model()
+    training: Training = Training()
+    ensemble: bool = False
+
+
+class Groups(Settings):
+    """The paper's seven groups, by the names of their folders."""
+
+    cnn: Group = Group(
+        label="Grad-CAM",
+        model=Model(kind="cnn", width=32, skip=True, dropout=0.1),
+        training=Training(learning_rate=1e-3, betas=(0.9, 0.999)),
+    )
+    naive: Group = Group(label="PiNet Naive", model=Model(spatial_decoder=False))
+    soft: Group = Group(label="PiNet Soft", model=Model(second_look="soft"))
+    pinet: Group = Group(label="PiNet")
+    feedback: Group = Group(label="PiNet Feedback", training=Training(feedback=1000.0))
+    ensemble: Group = Group(label="PiNet Ensemble", ensemble=True)
+    strong: Group = Group(label="PiNet Strong", training=Training(strong=1000.0))
+
+
+GROUPS = tuple(Groups.model_fields)
+
+
+class ToyShapesStudy(Study):
+    """Everything about the ToyShapes study; `helpers.config.read_parameters` makes it from a notebook's parameters."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
+        "quick": {
+            "groups": ["cnn", "naive", "pinet", "ensemble"],
+            "fits": 1,
+            "ensembles": 1,
+            "members": 2,
+            "test_images": 100,
+            "data.n_images": 160,
+            "group.*.training.epochs": 2,
+            "group.*.training.min_accuracy": 0.0,
+        },
+    }
+
+    groups: Several[str] = Field(GROUPS, description="which groups to train and show")
+    fits: int = Field(30, ge=1, description="accepted fits a group")
+    ensembles: int = Field(10, ge=1, description="ensembles (the paper: 30)")
+    members: int = Field(10, ge=1, description="accepted members an ensemble")
+    attempts: int = Field(200, ge=1, description="seeds tried before a group or an ensemble is given up")
+    test_images: int = Field(1000, ge=2, description="images of the shared test set")
+    workers: int = Field(1, ge=1, description="fits trained side by side, each with its share of the cores")
+    continue_shipped: bool = Field(False, description="with RETRAIN: count fits whose record is shipped as done")
+    data: ToyShapesSettings = ToyShapesSettings()
+    group: Groups = Groups()
+
+    @field_validator("groups")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in GROUPS:
+                raise ValueError(f"unknown group {name!r}: {suggest(name, GROUPS)}")
+        return names

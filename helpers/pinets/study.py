@@ -1,0 +1,310 @@
+"""The ToyShapes study: train and evaluate what is missing, or read what is shipped (the RETRAIN and REEVALUATE gates).
+
+A *record* is what is known of one fit: how its training went, its MARS report on the shared test set, and what the report
+was computed from. Records are JSON files, one a fit, written the moment they are known.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from helpers import artifacts, config, metrics, runtime
+from helpers.pinets import evaluate, fits
+from helpers.pinets.fits import Fit
+from helpers.pinets.models import CNN, Ensemble, PiNet
+from helpers.pinets.presets import ToyShapesStudy
+
+STUDY = "toyshapes"
+SHIPPED_FITS = {"naive": 2}  # accepted fits whose weights are shipped, where not the usual number
+SHIPPED_FITS_USUALLY = 5
+SHIPPED_ENSEMBLES = 1
+
+log = logging.getLogger(__name__)
+
+
+class Shelf:
+    """Where a study's weights and records lie: the shipped folders (checksums enforced), or a working folder."""
+
+    def __init__(self, out: Path | None = None):
+        self.shipped = out is None
+        self.weights = config.ROOT / "weights" / STUDY if out is None else out / "weights"
+        self.results = config.ROOT / "results" / STUDY if out is None else out / "results"
+
+    def weights_path(self, fit: Fit) -> Path:
+        path = self.weights / f"{fit.name}.safetensors"
+        return artifacts.check_file(path) if self.shipped and path.exists() else path
+
+    def metadata(self, fit: Fit) -> dict[str, Any]:
+        return artifacts.load_tensors(self.weights_path(fit))[1]
+
+    def model(self, fit: Fit, study: ToyShapesStudy) -> PiNet | CNN:
+        return fits.load(self.weights_path(fit), study, fit)
+
+    def record_path(self, name: str) -> Path:
+        return self.results / "fits" / f"{name}.json"
+
+    def record(self, name: str) -> dict[str, Any] | None:
+        path = self.record_path(name)
+        if not path.exists():
+            return None
+        return artifacts.load_json(artifacts.check_file(path) if self.shipped else path)
+
+    def names(self, group: str) -> list[str]:
+        """The records of a group, in the order of their seeds."""
+        paths = (self.results / "fits" / group).glob("*.json")
+        return [f"{group}/{seed}" for seed in sorted(int(path.stem) for path in paths)]
+
+    def accepted(self, fit: Fit) -> bool | None:
+        """Was the fit accepted? None if it is not done: a single fit is with its record, a member of an ensemble with
+        its weights, or with the record of its ensemble (the members' weights need not be kept)."""
+        if fit.ensemble is None:
+            record = self.record(fit.name)
+            return record["training"]["accepted"] if record else None
+        if self.weights_path(fit).exists():
+            return self.metadata(fit)["accepted"]
+        training = (self.record(f"{fit.group}/{fit.ensemble}") or {"training": {}})["training"]
+        known = dict.fromkeys(training.get("members", ()), True) | dict.fromkeys(training.get("rejected", ()), False)
+        return known.get(fit.seed)
+
+
+def working_folder(study: ToyShapesStudy) -> Path:
+    """Where new weights and results go: ``OUT``, or ``runs/toyshapes``."""
+    return Path(study.out) if study.out else config.ROOT / "runs" / STUDY
+
+
+def choose_shelf(study: ToyShapesStudy) -> Shelf:
+    """The working folder when training, or when ``OUT`` names one that holds this study; else what is shipped."""
+    if study.retrain or (study.out and (Path(study.out) / "weights").is_dir()):
+        return Shelf(working_folder(study))
+    return Shelf()
+
+
+def collect(study: ToyShapesStudy) -> list[dict[str, Any]]:
+    """The records of ``study.groups``, rejected fits included.
+
+    ``RETRAIN`` trains and evaluates what ``OUT`` does not hold yet; ``REEVALUATE`` computes the reports anew from the
+    weights; otherwise the records are read. All come from one shelf: what is shipped is never mixed with what is new,
+    unless ``continue_shipped`` asks for it. Raises `ArtifactError` for a record that is missing, damaged or stale.
+    """
+    shelf = choose_shelf(study)
+    if study.retrain:
+        artifacts.ensure_writable(working_folder(study))
+        if study.continue_shipped:
+            _take_shipped_records(study)
+        fits.run_missing(study, shelf.accepted, run)
+        _finish_ensembles(study, shelf)
+    if study.reevaluate and not study.retrain:  # what was trained just now has been evaluated
+        shelf = _reevaluate(study, shelf)
+    records = []
+    for group in study.groups:
+        found = [shelf.record(name) for name in shelf.names(group)]
+        if not found:
+            raise artifacts.ArtifactError(f"there are no results of {group!r} in {shelf.results}; RETRAIN=True makes them")
+        records += [_checked(record, study) for record in found]
+    return records
+
+
+def frame(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row a fit: group, label, seed, accepted, how training went, and every number of the report."""
+    rows = []
+    for record in records:
+        row = {"group": record["group"], "fit": record["fit"], "seed": int(record["fit"].rsplit("/", 1)[1])}
+        row |= {k: v for k, v in record["training"].items() if not isinstance(v, list | dict)}
+        test = record["test"]
+        row |= {"accuracy": test["accuracy"], "shift": test["shift"], "alignment_residual": test["alignment_residual"]}
+        for kind in ("naive", "optimal", "validated"):
+            row |= {f"{kind}_{name}": value for name, value in test.get(kind, {}).items()}
+        recursive = test["recursive"]
+        row["recursive"] = recursive["accuracy"]
+        if "legacy" in recursive:
+            row |= {"majority_recursive": recursive["majority"], "legacy_recursive": recursive["legacy"]}
+            row["legacy_shift"] = test["accuracy"] - recursive["legacy"]
+        for level in evaluate.LEVELS:
+            row[f"range_{level}"] = metrics.range_length(scores(record), level)
+        rows.append(row)
+    return pd.DataFrame(rows).sort_values(["group", "seed"], ignore_index=True)
+
+
+def scores(record: dict[str, Any]):
+    """The detection score [T] at each threshold of `metrics.THRESHOLDS`."""
+    curve = record["test"]["curve"]
+    return pd.Series(curve["tdr"]).to_numpy() * pd.Series(curve["tar"]).to_numpy()
+
+
+def summary(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Median, mean, sd, min and max of ``column`` over the accepted fits of each group, and their number."""
+    accepted = table[table.accepted]
+    return accepted.groupby("group", sort=False)[column].agg(["count", "median", "mean", "std", "min", "max"])
+
+
+# ------------------------------------------------------------------------------------------------ one record
+
+
+def run(fit: Fit, study: ToyShapesStudy) -> bool:
+    """Train a fit, evaluate it, and with the last member of an ensemble the ensemble; keep all of it. Was it accepted?"""
+    out = working_folder(study)
+    shelf = Shelf(out)
+    if not shelf.weights_path(fit).exists():
+        fits.train(fit, study, out, progress=study.workers == 1)
+    accepted = bool(shelf.metadata(fit)["accepted"])
+    if fit.ensemble is None:
+        _keep(out, evaluate_fit(fit, study, shelf))
+    elif record := evaluate_ensemble(fit.group, fit.ensemble, study, shelf):
+        _keep(out, record)
+    return accepted
+
+
+def _finish_ensembles(study: ToyShapesStudy, shelf: Shelf) -> None:
+    """Evaluate the ensembles that were cut off between their last member and their record."""
+    for group in study.groups:
+        for ensemble in range(study.ensembles) if getattr(study.group, group).ensemble else ():
+            if shelf.record(f"{group}/{ensemble}") is None:
+                _keep(working_folder(study), evaluate_ensemble(group, ensemble, study, shelf))
+
+
+def evaluate_fit(fit: Fit, study: ToyShapesStudy, shelf: Shelf) -> dict[str, Any]:
+    """The record of one fit, from its weights."""
+    model, training = shelf.model(fit, study), shelf.metadata(fit)
+    if isinstance(model, PiNet):
+        training["evidence_weight"] = model.aggregator.scale().item()  # the paper's b squared
+        training["evidence_bias"] = model.aggregator.bias.item()
+    return _record(fit.group, fit.name, training, model, [fit], study, shelf)
+
+
+def evaluate_ensemble(group: str, ensemble: int, study: ToyShapesStudy, shelf: Shelf) -> dict[str, Any] | None:
+    """The record of an ensemble, from its members' weights; None while it has too few."""
+    accepted, rejected = fits.accepted_seeds(study, group, shelf.accepted, ensemble)
+    members = [Fit(group, seed, ensemble) for seed in accepted]
+    if len(members) < study.members or not all(shelf.weights_path(member).exists() for member in members):
+        return None
+    metadata = [shelf.metadata(member) for member in members]
+    training = {
+        "accepted": True,
+        "members": accepted,
+        "rejected": rejected,
+        "epochs": sum(m["epochs"] for m in metadata),
+        "seconds": round(sum(m["seconds"] for m in metadata), 1),
+    }
+    model = Ensemble([shelf.model(member, study) for member in members]).eval()
+    return _record(group, f"{group}/{ensemble}", training, model, members, study, shelf)
+
+
+def _record(group, name, training, model, members: list[Fit], study: ToyShapesStudy, shelf: Shelf) -> dict[str, Any]:
+    test, (_, validation) = fits.test_set(study), fits.replication(study, members[0].data_seed)
+    report = evaluate.mars(
+        model, evaluate.default_explainer(model), test.x, test.y, test.masks, (validation.x, validation.masks)
+    )
+    return {
+        "group": group,
+        "fit": name,
+        "training": {k: v for k, v in training.items() if k not in ("fit", "group", "settings")},
+        "test": report,
+        "computed_from": {
+            "settings": members[0].digest(study),
+            "test": _test_digest(study),
+            "weights": {member.name: artifacts.sha256(shelf.weights_path(member)) for member in members},
+        },
+    }
+
+
+def _keep(out: Path, record: dict[str, Any]) -> None:
+    artifacts.save_json(Shelf(out).record_path(record["fit"]), record)
+
+
+def _test_digest(study: ToyShapesStudy) -> str:
+    return config.digest([study.data.model_dump(mode="json"), study.test_images, evaluate.VERSION])
+
+
+def _checked(record: dict[str, Any], study: ToyShapesStudy) -> dict[str, Any]:
+    """``record``, if it was computed with the settings of ``study``; else `ArtifactError`."""
+    made = record["computed_from"]
+    if made["settings"] != Fit(record["group"], 0).digest(study):
+        raise artifacts.ArtifactError(
+            f"the results of {record['fit']} were computed with other data, model or training settings; run with "
+            "RETRAIN=True to train with these, or take back the changes to OVERRIDES and PRESET"
+        )
+    if made["test"] != _test_digest(study):
+        raise artifacts.ArtifactError(
+            f"the results of {record['fit']} were computed on another test set or by another version of the evaluation; "
+            "run with REEVALUATE=True"
+        )
+    return record
+
+
+# ----------------------------------------------------------------------------------------------- many records
+
+
+def _reevaluate(study: ToyShapesStudy, shelf: Shelf) -> Shelf:
+    """The working shelf, with the reports of every fit of ``shelf`` that has its weights computed anew."""
+    out = working_folder(study)
+    artifacts.ensure_writable(out)
+    kept = 0
+    for group in study.groups:
+        for name in shelf.names(group):
+            seed = int(name.rsplit("/", 1)[1])
+            if getattr(study.group, group).ensemble:
+                record = evaluate_ensemble(group, seed, study, shelf)
+            else:
+                fit = Fit(group, seed)
+                record = evaluate_fit(fit, study, shelf) if shelf.weights_path(fit).exists() else None
+            kept += record is None
+            _keep(out, record or shelf.record(name))
+    if kept:
+        log.warning("%d records were kept as they are: only the weights of the first fits are shipped", kept)
+    return Shelf(out)
+
+
+def _take_shipped_records(study: ToyShapesStudy) -> None:
+    """Count the shipped records as done: copy those of these settings that the working folder lacks."""
+    shipped, working = Shelf(), Shelf(working_folder(study))
+    for group in study.groups:
+        for name in shipped.names(group):
+            if working.record(name) is None:
+                _keep(working_folder(study), _checked(shipped.record(name), study))
+
+
+def publish(study: ToyShapesStudy) -> dict[str, int]:
+    """Make the working folder's records and first weights the shipped ones; returns the accepted fits a group.
+
+    Both sets are assembled beside the old ones, checked (settings of ``study``, checksums of the weights), given their
+    manifests and only then moved into place.
+    """
+    out = working_folder(study)
+    shelf = Shelf(out)
+    counts: dict[str, int] = {}
+    with tempfile.TemporaryDirectory(dir=config.ROOT / "results", prefix=".new-") as temporary:
+        new = Shelf(Path(temporary))
+        for group in study.groups:
+            records = [_checked(record, study) for name in shelf.names(group) if (record := shelf.record(name))]
+            accepted = [record for record in records if record["training"]["accepted"]]
+            counts[group] = len(accepted)
+            for record in records:
+                artifacts.save_json(new.record_path(record["fit"]), record)
+            limit = SHIPPED_ENSEMBLES if getattr(study.group, group).ensemble else SHIPPED_FITS.get(group, SHIPPED_FITS_USUALLY)
+            for record in accepted[:limit]:
+                _take_weights(record, new.weights, [shelf.weights, Shelf().weights])
+        table = frame([new.record(name) for group in study.groups for name in new.names(group)])
+        artifacts.atomic_write(new.results / "fits.csv", table.round(5).to_csv(index=False, lineterminator="\n"))
+        made = {"settings": study.model_dump(mode="json"), "accepted": counts, "environment": runtime.environment()}
+        artifacts.write_manifest(new.weights, {"data": study.data.digest(), **made})
+        weights = artifacts.sha256(new.weights / artifacts.MANIFEST)
+        artifacts.write_manifest(new.results, {"data": study.data.digest(), "weights": weights, **made})
+        artifacts.replace_folder(new.weights, Shelf().weights)
+        artifacts.replace_folder(new.results, Shelf().results)
+    return counts
+
+
+def _take_weights(record: dict[str, Any], target: Path, sources: list[Path]) -> None:
+    for name, digest in record["computed_from"]["weights"].items():
+        for source in sources:
+            path = source / f"{name}.safetensors"
+            if path.exists() and artifacts.sha256(path) == digest:
+                artifacts.atomic_write(target / f"{name}.safetensors", path.read_bytes())
+                break
+        else:
+            raise artifacts.ArtifactError(f"the weights that the record of {record['fit']} was computed from are not there: {name}")

@@ -1,0 +1,240 @@
+"""The epoch loop that every study shares, on Lightning Fabric: precision, progress, logs, checkpoint and resume.
+
+Batches and random draws are pure functions of the epoch, so a checkpoint at an epoch's end holds all there is: a run
+that was killed and resumed takes the same steps as one that was not.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from helpers import artifacts, runtime
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass
+class Outcome:
+    """What a training came to. ``score`` is the best evaluation (higher is better), ``state`` the weights that had it,
+    ``epoch`` and ``step`` (1-based, within the epoch) when; ``epochs`` is how many were begun, ``finished`` says that
+    ``stop_at`` was reached before they ran out; ``seconds`` adds up over resumed runs."""
+
+    score: float = -math.inf
+    epoch: int = 0
+    step: int = 0
+    epochs: int = 0
+    finished: bool = False
+    seconds: float = 0.0
+    history: list[dict[str, float | None]] = field(default_factory=list)
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+
+def fabric(device: runtime.Device = "auto", precision: Precision = "auto", devices: int = 1) -> Fabric:
+    """A Fabric on ``device``. ``auto`` precision is bfloat16 autocast where the hardware has it, else float32."""
+    from lightning.fabric import Fabric  # takes seconds to import, and only training needs it
+
+    logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.WARNING)  # a line for every Fabric made
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    where = runtime.device(device)
+    if precision == "auto":
+        precision = "bfloat16" if runtime.fast_dtype(where) == torch.bfloat16 else "float32"
+    return Fabric(
+        accelerator=where.type,
+        devices=devices,
+        precision={"float32": "32-true", "bfloat16": "bf16-mixed"}[precision],
+    )
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[nn.Module, Any], Tensor],
+    batches: Callable[[int], Iterable[Any]],
+    *,
+    fabric: Fabric,
+    epochs: int,
+    seed: int,
+    evaluate: Callable[[nn.Module, float], float | None] | None = None,
+    evaluate_at: Sequence[int] = (),
+    stop_at: float = math.inf,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+    folder: Path | None = None,
+    checkpoint_seconds: float = 30.0,
+    tensorboard: bool = False,
+    progress: str | None = None,
+) -> Outcome:
+    """Train, and keep the weights with the best evaluation.
+
+    ``batches(epoch)`` gives the epoch's batches, a function of the epoch alone; ``loss(model, batch)`` a scalar.
+    ``evaluate(model, best)`` returns a score, or None as soon as it knows that ``best`` cannot be beaten; it runs in
+    eval mode after the steps ``evaluate_at`` of each epoch (at its end if none are given). Training stops the moment a
+    score reaches ``stop_at``. Without ``evaluate`` the last weights are kept.
+
+    ``folder`` holds ``checkpoint.safetensors`` (written at most every ``checkpoint_seconds``, at an epoch's end) and
+    ``log.csv``, and TensorBoard events if wanted; a second call with the same arguments continues from there.
+    ``progress`` names the progress bar, None shows none. Raises ``FloatingPointError`` when the loss is not finite.
+    """
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, not {epochs}")
+    outcome, first = Outcome(), 1
+    checkpoint = folder / "checkpoint.safetensors" if folder else None
+    if checkpoint and checkpoint.exists():
+        outcome = _restore(checkpoint, model, optimizer, scheduler)
+        first = outcome.epochs + 1
+    model, optimizer = fabric.setup(model, optimizer)
+    writer = _tensorboard(folder) if tensorboard and folder else None
+    started, saved = time.monotonic() - outcome.seconds, time.monotonic()
+
+    bar = tqdm(total=epochs, initial=first - 1, desc=progress, unit="epoch", disable=progress is None, leave=False)
+    for epoch in range(first, epochs + 1):
+        if outcome.finished:
+            break
+        outcome.epochs = epoch
+        with runtime.seeded(seed, "training", epoch):  # dropout
+            _epoch(model, optimizer, loss, batches(epoch), fabric, epoch, evaluate, evaluate_at, stop_at, outcome)
+        if scheduler:
+            scheduler.step()
+        outcome.seconds = time.monotonic() - started
+        if evaluate is None:
+            outcome.epoch, outcome.state = epoch, _copy(model.module)
+        bar.update()
+        bar.set_postfix(loss=f"{outcome.history[-1]['loss']:.3g}", best=f"{outcome.score:.4g}")
+        if writer:
+            _write_scalars(writer, [row for row in outcome.history if row["epoch"] == epoch])
+        if checkpoint and time.monotonic() - saved >= checkpoint_seconds and epoch < epochs and not outcome.finished:
+            _save(checkpoint, outcome, model.module, optimizer, scheduler)
+            saved = time.monotonic()
+    bar.close()
+    if folder:
+        artifacts.atomic_write(folder / "log.csv", log_csv(outcome.history))
+    return outcome
+
+
+def _epoch(model, optimizer, loss, batches, fabric, epoch, evaluate, evaluate_at, stop_at, outcome) -> None:
+    """One pass over ``batches``; adds a row to the history at each evaluation and at the end."""
+    model.train()
+    running, count, step = 0.0, 0, 0
+    evaluated = False
+    for step, batch in enumerate(batches, 1):
+        value = loss(model, batch)
+        optimizer.zero_grad()
+        fabric.backward(value)
+        optimizer.step()
+        running, count = running + value.detach(), count + 1
+        evaluated = step in evaluate_at
+        if evaluated:
+            _record(model, optimizer, epoch, step, running / count, evaluate, stop_at, outcome)
+            running, count = 0.0, 0
+            if outcome.finished:
+                return
+    if not step:
+        raise ValueError(f"epoch {epoch} has no batches")
+    if not evaluated:
+        late = evaluate if not evaluate_at else None
+        _record(model, optimizer, epoch, step, running / count, late, stop_at, outcome)
+
+
+def _record(model, optimizer, epoch, step, mean_loss, evaluate, stop_at, outcome) -> None:
+    mean_loss = float(mean_loss)
+    if not math.isfinite(mean_loss):
+        raise FloatingPointError(f"the loss is {mean_loss} in epoch {epoch}, step {step}: lower the learning rate")
+    score = None
+    if evaluate:
+        model.eval()
+        with torch.inference_mode():
+            score = evaluate(model, outcome.score)
+        model.train()
+        if score is not None and score > outcome.score:
+            outcome.score, outcome.epoch, outcome.step = score, epoch, step
+            outcome.state = _copy(model.module)
+            outcome.finished = score >= stop_at
+    rate = optimizer.param_groups[0]["lr"]
+    outcome.history.append({"epoch": epoch, "step": step, "loss": mean_loss, "score": score, "learning_rate": rate})
+
+
+def log_csv(history: Sequence[dict[str, float | None]]) -> str:
+    """The history as CSV: epoch, step, loss (mean since the row before), score (empty: could not beat the best), rate."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["epoch", "step", "loss", "score", "learning_rate"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue()
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+
+
+# ------------------------------------------------------------------------------------------------ checkpoints
+# Model, best weights and optimizer as one safetensors file; what is not a tensor travels as JSON in its metadata.
+
+
+def _save(path: Path, outcome: Outcome, model: nn.Module, optimizer: Any, scheduler: Any) -> None:
+    slots = optimizer.state_dict()
+    tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"best/{k}": v for k, v in outcome.state.items()}
+    scalars: dict[str, Any] = {}
+    for index, slot in slots["state"].items():
+        for name, value in slot.items():
+            (tensors if isinstance(value, Tensor) else scalars)[f"optimizer/{index}/{name}"] = value
+    facts = {k: v for k, v in asdict(outcome).items() if k != "state"}
+    facts["score"] = None if outcome.score == -math.inf else outcome.score
+    artifacts.save_tensors(
+        path,
+        tensors,
+        {
+            "outcome": facts,
+            "param_groups": slots["param_groups"],
+            "scalars": scalars,
+            "scheduler": scheduler.state_dict() if scheduler else None,
+        },
+    )
+
+
+def _restore(path: Path, model: nn.Module, optimizer: Any, scheduler: Any) -> Outcome:
+    tensors, facts = artifacts.load_tensors(path)
+    parts: dict[str, dict[str, Any]] = {"model": {}, "best": {}, "optimizer": dict(facts["scalars"])}
+    for name, tensor in tensors.items():
+        kind, rest = name.split("/", 1)
+        parts[kind][rest if kind != "optimizer" else name] = tensor
+    model.load_state_dict(parts["model"])
+    slots: dict[int, dict[str, Any]] = {}
+    for name, value in parts["optimizer"].items():
+        _, index, slot = name.split("/", 2)
+        slots.setdefault(int(index), {})[slot] = value
+    optimizer.load_state_dict({"state": slots, "param_groups": facts["param_groups"]})
+    if scheduler:
+        scheduler.load_state_dict(facts["scheduler"])
+    outcome = Outcome(**{**facts["outcome"], "state": parts["best"]})
+    outcome.score = -math.inf if outcome.score is None else outcome.score
+    return outcome
+
+
+def _tensorboard(folder: Path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(folder / "tensorboard")
+
+
+def _write_scalars(writer: Any, rows: Sequence[dict[str, float | None]]) -> None:
+    for row in rows:
+        at = int(row["epoch"] * 10_000 + row["step"])
+        for name in ("loss", "score", "learning_rate"):
+            if row[name] is not None:
+                writer.add_scalar(name, row[name], at)
+    writer.flush()
