@@ -1,0 +1,195 @@
+"""Notebook files: find them, execute them within a time limit, and read back what they showed.
+
+A notebook is executed with its own folder as working directory, as JupyterLab does it. Only `execute` and `refresh`
+need a kernel; they start papermill in a process of its own, so that an execution that hangs can be ended.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import nbformat
+import psutil
+import yaml
+from nbformat import NotebookNode
+
+from .config import ROOT, ConfigError, suggest
+from .ledger import MIME
+
+FOLDER = ROOT / "notebooks"
+
+TIMEOUT = 1800.0
+"""Seconds that a notebook may take. With its default parameters it takes about a minute."""
+
+Status = Literal["ok", "failed", "timeout"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """An executed notebook and what it showed."""
+
+    path: Path
+    title: str
+    status: Status
+    seconds: float | None = None
+    ledger: Mapping[str, Any] | None = None  # see `Ledger.to_dict`
+    figure: bytes | None = field(default=None, repr=False)  # PNG of the cell tagged key-figure
+    error: str = ""  # one line
+    traceback: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def page(self) -> Path:
+        """Where its HTML page lies, if there is one."""
+        return self.path.with_suffix(".html")
+
+
+def list_notebooks(wanted: Iterable[str] = (), folder: Path = FOLDER) -> list[Path]:
+    """The notebooks in the order of their numbers, or those ``wanted`` by number (``"01"``, ``"1"``) or name.
+
+    Raises `ConfigError` for one that is not there, listing those that are.
+    """
+    found = sorted(folder.glob("*.ipynb"))
+    chosen = set()
+    for name in wanted:
+        paths = [path for path in found if name in (path.stem, path.name) or path.stem.startswith(f"{name:0>2}_")]
+        if not paths:
+            raise ConfigError(f"no notebook {name!r}: {suggest(name, [path.stem for path in found])}")
+        chosen.update(paths)
+    return [path for path in found if path in chosen or not chosen]
+
+
+def read(path: Path) -> NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def tagged(notebook: NotebookNode, tag: str) -> list[NotebookNode]:
+    """The cells that carry ``tag``."""
+    return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
+
+
+def execute(
+    notebook: Path,
+    out: Path,
+    parameters: Mapping[str, Any] | None = None,
+    timeout: float = TIMEOUT,
+    env: Mapping[str, str] | None = None,
+) -> Run:
+    """Execute ``notebook`` into the file ``out``, which also holds what there is after a failure or a timeout."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "papermill", str(notebook.resolve()), str(out.resolve())]
+    command += ["--cwd", str(notebook.resolve().parent), "--kernel", "python3", "--language", "python"]
+    command += ["--no-progress-bar", "--log-level", "ERROR"]
+    if parameters:
+        command += ["--parameters_yaml", yaml.safe_dump(dict(parameters))]
+    start = time.monotonic()
+    # A file, not a pipe: a pipe stays open as long as any process that inherited it lives.
+    with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, stdout=log, stderr=log, env=env) as process:
+        try:
+            failed = process.wait(timeout)
+            status: Status = "failed" if failed else "ok"
+        except subprocess.TimeoutExpired:
+            status = "timeout"
+        finally:
+            _end(process)
+        log.seek(0)
+        printed = log.read().strip()
+    run = replace(_read_back(out), status=status, seconds=time.monotonic() - start)
+    if status == "timeout":
+        return replace(run, error=f"still running after {timeout:g} s, so it was ended")
+    if status == "failed" and not run.error:
+        return replace(run, error=(printed.splitlines() or ["papermill failed without a word"])[-1], traceback=printed)
+    return run
+
+
+def collect(path: Path) -> Run:
+    """What an executed notebook shows, read from its file."""
+    notebook = read(path)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    errors = [output for output in outputs if output.output_type == "error"]
+    ledgers = [output.data[MIME] for output in outputs if MIME in output.get("data", {})]
+    return Run(
+        path=path,
+        title=_title(notebook) or path.stem,
+        status="failed" if errors else "ok",
+        seconds=notebook.metadata.get("sightline", {}).get("seconds"),
+        ledger=ledgers[-1] if ledgers else None,
+        figure=_key_figure(notebook),
+        error=_first_line(f"{errors[0].ename}: {errors[0].evalue}") if errors else "",
+        traceback=_without_colours("\n".join(errors[0].traceback)) if errors else "",
+    )
+
+
+def refresh(notebook: Path, timeout: float = TIMEOUT) -> Run:
+    """Execute ``notebook`` with its default parameters and, if that succeeds, store the outputs in the file itself.
+
+    Paths, times of day and the widgets' state are left out: they would differ at every execution.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        run = execute(notebook, Path(folder, notebook.name), timeout=timeout)
+        if run.status != "ok":
+            return replace(run, path=notebook)
+        executed = read(run.path)
+    for name in ("papermill", "widgets"):
+        executed.metadata.pop(name, None)
+    executed.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    executed.metadata["sightline"] = {"seconds": round(run.seconds)}
+    for cell in executed.cells:
+        for name in ("papermill", "execution"):
+            cell.metadata.pop(name, None)
+    nbformat.write(executed, notebook)
+    return replace(run, path=notebook)
+
+
+def _read_back(out: Path) -> Run:
+    """What ``out`` shows: nothing if papermill ended before it wrote the file or while it did."""
+    try:
+        return collect(out)
+    except (OSError, ValueError):
+        return Run(out, title=out.stem, status="failed")
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Kill ``process`` with its descendants: a kernel is in a process group of its own and would live on."""
+    if process.poll() is not None:
+        return
+    family = psutil.Process(process.pid)
+    for member in (*family.children(recursive=True), family):
+        try:
+            member.kill()
+        except psutil.NoSuchProcess:
+            pass  # it ended by itself meanwhile
+    process.wait()
+
+
+def _title(notebook: NotebookNode) -> str:
+    texts = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    heading = re.search(r"^# +(.+)$", texts, re.MULTILINE)
+    return heading.group(1).strip() if heading else ""
+
+
+def _key_figure(notebook: NotebookNode) -> bytes | None:
+    outputs = [output for cell in tagged(notebook, "key-figure") for output in cell.get("outputs", [])]
+    pictures = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    return base64.b64decode(pictures[0]) if pictures else None
+
+
+def _first_line(text: str) -> str:
+    return _without_colours(text).strip().splitlines()[0]
+
+
+def _without_colours(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)

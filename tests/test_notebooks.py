@@ -1,0 +1,193 @@
+"""Notebooks are executed within a time limit, one failure stops no other, and the pages say what happened."""
+
+import os
+import re
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from helpers import notebooks, report
+from helpers.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+IMPORT = f"import sys; sys.path.insert(0, {str(ROOT)!r})"
+
+GOOD = f"""{IMPORT}
+from helpers.ledger import Ledger
+ledger = Ledger("tiny")
+ledger.within("area", "the area | of a disc", ours=3.14, reference=3.1, kind="paper", tolerance=RADIUS, where="1")
+ledger.ordered("order", "it grows", [("a", 2), ("b", 1)], where="1")
+ledger"""
+FIGURE = """import matplotlib; matplotlib.use("agg")
+from IPython.display import Image, display
+import io, matplotlib.pyplot as plt
+plt.figure(figsize=(1, 1)); buffer = io.BytesIO(); plt.savefig(buffer)
+display(Image(buffer.getvalue()))"""
+PRINT_PID = "import os; print('pid', os.getpid())"
+HANG = "import ctypes; ctypes.PyDLL(None).sleep(600)  # with the interpreter's lock: the kernel cannot end itself"
+
+
+def write(path, *sources, title="A title", tags=()):
+    cells = [
+        new_markdown_cell(f"# {title}"),
+        new_code_cell("RADIUS: float = 0.1  # comment", metadata={"tags": ["parameters"]}),
+    ]
+    cells += [new_code_cell(source) for source in sources]
+    cells[-1].metadata["tags"] = list(tags)
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(new_notebook(cells=cells), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three notebooks: one that fails, one that hangs, one that is well."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    write(folder / "01_fails.ipynb", "1 / 0", "print('never')", title="It <fails>")
+    write(folder / "02_hangs.ipynb", PRINT_PID, HANG, title="It hangs")
+    write(folder / "03_good.ipynb", GOOD, FIGURE, title="All is well", tags=["key-figure"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")
+    return report.run_all(out, folder=folder, timeout=20)
+
+
+def test_one_failure_stops_no_other(runs):
+    assert [(run.name, run.status) for run in runs] == [
+        ("01_fails", "failed"),
+        ("02_hangs", "timeout"),
+        ("03_good", "ok"),
+    ]
+
+
+def test_a_failure_keeps_the_notebook_and_names_its_error(runs):
+    failed = runs[0]
+    assert failed.error == "ZeroDivisionError: division by zero"
+    assert "1 / 0" in failed.traceback and "\x1b" not in failed.traceback
+    assert "never" not in failed.path.read_text().replace("print('never')", "")
+
+
+def test_a_hanging_notebook_is_ended_with_its_kernel_and_what_it_printed_is_kept(runs):
+    hung = runs[1]
+    assert "20 s" in hung.error and hung.seconds < 30
+    kernel = int(re.search(r"pid (\d+)", hung.path.read_text()).group(1))
+    assert not psutil.pid_exists(kernel) or psutil.Process(kernel).status() == psutil.STATUS_ZOMBIE
+
+
+def test_ledger_and_figure_are_read_from_the_file(runs):
+    good = runs[2]
+    assert good.title == "All is well"
+    assert report.verdict(good) == "1 of 2 reproduced"
+    assert good.figure.startswith(b"\x89PNG")
+
+
+def test_the_index_lists_all_with_verdict_status_and_traceback(runs):
+    page = (runs[0].path.parent / "index.html").read_text()
+    assert page.count("<article") == 3
+    for text in (
+        "It &lt;fails&gt;",
+        "ZeroDivisionError",
+        "Traceback",
+        "1 of 2 reproduced",
+        "data:image/png;base64",
+        "2 did not finish",
+    ):
+        assert text in page
+    assert "<details" in page and "python 3." in page
+    assert not re.search(r'(src|href)="(https?:)?//', page), "the page must not need a network"
+    for link in re.findall(r'href="([^"#]+)"', page):
+        assert (runs[0].path.parent / link).exists()
+
+
+def test_the_pages_of_notebooks_hold_figures_and_errors(runs):
+    failed, _, good = (run.path.with_suffix(".html").read_text() for run in runs)
+    assert "ZeroDivisionError" in failed
+    assert "data:image/png;base64" in good and "the area | of a disc" in good
+
+
+def test_parameters_keep_their_types(tmp_path):
+    given = {"A": 1e-05, "B": True, "C": "1", "D": [1, 2.5], "E": {"a.b": None}}
+    names = "\n".join(f"{name} = None" for name in given)
+    source = nbformat.v4.new_code_cell(names, metadata={"tags": ["parameters"]})
+    show = new_code_cell("print([A, B, C, D, E])")
+    nbformat.write(new_notebook(cells=[source, show]), tmp_path / "01_a.ipynb")
+    run = notebooks.execute(tmp_path / "01_a.ipynb", tmp_path / "out" / "a.ipynb", given, timeout=60)
+    assert run.status == "ok", run.error
+    assert str(list(given.values())) in run.path.read_text()
+
+
+def test_what_the_source_shows_is_not_taken_for_the_run_that_never_began(tmp_path):
+    path = write(tmp_path / "01_a.ipynb", "pass")
+    notebook = notebooks.read(path)
+    notebook.cells[-1].outputs = [nbformat.v4.new_output("error", ename="Old", evalue="news", traceback=["old"])]
+    nbformat.write(notebook, path)
+    run = notebooks.execute(path, tmp_path / "out.ipynb", timeout=0.05)
+    assert (run.status, run.traceback) == ("timeout", "")
+
+
+def test_a_notebook_that_papermill_cannot_start_is_a_failure_with_a_reason(tmp_path):
+    (tmp_path / "papermill.py").write_text("raise SystemExit('papermill is broken')")
+    path = write(tmp_path / "01_a.ipynb", "pass")
+    run = notebooks.execute(path, tmp_path / "out.ipynb", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert (run.status, run.error) == ("failed", "papermill is broken")
+
+
+def test_refresh_stores_outputs_without_what_changes_at_every_run(tmp_path):
+    path = write(tmp_path / "01_a.ipynb", "import ipywidgets; ipywidgets.IntSlider()", "print(7 * 6)")
+    assert notebooks.refresh(path).status == "ok"
+    notebook = notebooks.read(path)
+    assert notebook.cells[-1].outputs[0].text == "42\n"
+    assert set(notebook.metadata) == {"kernelspec", "language_info", "sightline"}
+    assert all(not cell.metadata.keys() - {"tags"} for cell in notebook.cells)
+    assert notebooks.collect(path).seconds > 0
+
+
+def test_refresh_leaves_the_notebook_alone_if_it_fails(tmp_path):
+    path = write(tmp_path / "01_a.ipynb", "1 / 0")
+    before = path.read_text()
+    assert notebooks.refresh(path).error.startswith("ZeroDivisionError")
+    assert path.read_text() == before
+
+
+def test_notebooks_are_chosen_by_number_or_name(folder):
+    names = lambda *wanted: [path.stem for path in notebooks.list_notebooks(wanted, folder)]  # noqa: E731
+    assert names() == ["01_fails", "02_hangs", "03_good"]
+    assert names("3", "01") == names("03_good", "01_fails.ipynb") == ["01_fails", "03_good"]
+    with pytest.raises(ValueError, match="no notebook '03_goood': did you mean 03_good"):
+        names("03_goood")
+
+
+def test_the_readme_table_is_made_of_the_ledgers(runs):
+    readme = f"# Title\n{report.BEGIN}\nold\n{report.END}\nrest\n"
+    new = report.with_results(readme, runs[2:])
+    assert new.startswith(f"# Title\n{report.BEGIN}\n| notebook |") and new.endswith(f"{report.END}\nrest\n")
+    assert "| **[03_good](notebooks/03_good.ipynb)** | All is well |" in new
+    assert "| the area \\| of a disc | 3.1 (paper) | 3.14 | ✓ reproduced |" in new
+    assert report.with_results(new, runs[2:]) == new
+    with pytest.raises(ValueError, match="ledger:begin"):
+        report.with_results("no markers", runs)
+
+
+def test_the_command_line_says_what_is_wrong(capsys):
+    assert main(["run", "99"]) == 2
+    assert "no notebook '99'" in capsys.readouterr().err
+
+
+def test_the_command_line_runs_with_typed_parameters_and_its_exit_code_tells_of_failures(monkeypatch, tmp_path):
+    asked = []
+
+    def run_all(*given):
+        asked.append(given)
+        return [notebooks.Run(tmp_path / "01_a.ipynb", "A", status) for status in ("ok", "failed")]
+
+    monkeypatch.setattr(report, "run_all", run_all)
+    assert (
+        main(["run", "01", "--out", str(tmp_path), "--timeout", "9", "-p", "SEED", "7", "-p", "PRESET", "quick"]) == 1
+    )
+    assert asked == [(tmp_path, ["01"], {"SEED": 7, "PRESET": "quick"}, 9.0)]
