@@ -90,6 +90,7 @@ def mars(
     predicted = accuracy(logits, y)
     report: dict[str, Any] = {
         "accuracy": predicted,
+        "scale": float(heat.max()),  # what every map of this model is divided by
         "naive": metrics.mean_detection(unit.clamp(0, 1), masks),
         "optimal": _at(curve, curve.best),
         "curve": {"tdr": curve.tdr.round(5).tolist(), "tar": curve.tar.round(5).tolist()},

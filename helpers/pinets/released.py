@@ -1,7 +1,7 @@
 """What the published bundle's own result file says of ToyShapes (spec section 5): medians over 30 fits a group.
 
-Kind "released": computed from the released results, not from the text of the paper. Ensemble values of ``recursive`` and
-``shift`` carry the bundle's OR-vote defect (spec section 4.4), so they compare with our ``legacy`` rule only.
+Kind "released": computed from the released results, not from the text of the paper. Ensemble values of ``recursive``
+and ``shift`` carry the bundle's OR-vote defect (spec section 4.4), so they compare with our ``legacy`` rule only.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ OPTIMAL_RATES = {
     "strong": (0.995, 0.991),
 }
 
-# group: fits (of 30) that reach a score of .5, .75, .9 at some threshold, and the median length of that range in decades
+# group: fits (of 30) that reach a score of .5, .75, .9 at some threshold, and the median decades of that range
 DETECTION_RANGE = {
     "cnn": ((30, 3.52), (30, 3.35), (30, 0.77)),
     "naive": ((0, 0.0), (0, 0.0), (0, 0.0)),

@@ -7,22 +7,18 @@ was computed from. Records are JSON files, one a fit, written the moment they ar
 from __future__ import annotations
 
 import logging
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from helpers import artifacts, config, metrics, runtime
+from helpers import artifacts, config, metrics
 from helpers.pinets import evaluate, fits
 from helpers.pinets.fits import Fit
 from helpers.pinets.models import CNN, Ensemble, PiNet
 from helpers.pinets.presets import ToyShapesStudy
 
 STUDY = "toyshapes"
-SHIPPED_FITS = {"naive": 2}  # accepted fits whose weights are shipped, where not the usual number
-SHIPPED_FITS_USUALLY = 5
-SHIPPED_ENSEMBLES = 1
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +101,7 @@ def collect(study: ToyShapesStudy) -> list[dict[str, Any]]:
         found = [shelf.record(name) for name in shelf.names(group)]
         if not found:
             raise artifacts.ArtifactError(f"there are no results of {group!r} in {shelf.results}; RETRAIN=True makes them")
-        records += [_checked(record, study) for record in found]
+        records += [checked(record, study) for record in found]
     return records
 
 
@@ -220,7 +216,7 @@ def _test_digest(study: ToyShapesStudy) -> str:
     return config.digest([study.data.model_dump(mode="json"), study.test_images, evaluate.VERSION])
 
 
-def _checked(record: dict[str, Any], study: ToyShapesStudy) -> dict[str, Any]:
+def checked(record: dict[str, Any], study: ToyShapesStudy) -> dict[str, Any]:
     """``record``, if it was computed with the settings of ``study``; else `ArtifactError`."""
     made = record["computed_from"]
     if made["settings"] != Fit(record["group"], 0).digest(study):
@@ -265,46 +261,4 @@ def _take_shipped_records(study: ToyShapesStudy) -> None:
     for group in study.groups:
         for name in shipped.names(group):
             if working.record(name) is None:
-                _keep(working_folder(study), _checked(shipped.record(name), study))
-
-
-def publish(study: ToyShapesStudy) -> dict[str, int]:
-    """Make the working folder's records and first weights the shipped ones; returns the accepted fits a group.
-
-    Both sets are assembled beside the old ones, checked (settings of ``study``, checksums of the weights), given their
-    manifests and only then moved into place.
-    """
-    out = working_folder(study)
-    shelf = Shelf(out)
-    counts: dict[str, int] = {}
-    with tempfile.TemporaryDirectory(dir=config.ROOT / "results", prefix=".new-") as temporary:
-        new = Shelf(Path(temporary))
-        for group in study.groups:
-            records = [_checked(record, study) for name in shelf.names(group) if (record := shelf.record(name))]
-            accepted = [record for record in records if record["training"]["accepted"]]
-            counts[group] = len(accepted)
-            for record in records:
-                artifacts.save_json(new.record_path(record["fit"]), record)
-            limit = SHIPPED_ENSEMBLES if getattr(study.group, group).ensemble else SHIPPED_FITS.get(group, SHIPPED_FITS_USUALLY)
-            for record in accepted[:limit]:
-                _take_weights(record, new.weights, [shelf.weights, Shelf().weights])
-        table = frame([new.record(name) for group in study.groups for name in new.names(group)])
-        artifacts.atomic_write(new.results / "fits.csv", table.round(5).to_csv(index=False, lineterminator="\n"))
-        made = {"settings": study.model_dump(mode="json"), "accepted": counts, "environment": runtime.environment()}
-        artifacts.write_manifest(new.weights, {"data": study.data.digest(), **made})
-        weights = artifacts.sha256(new.weights / artifacts.MANIFEST)
-        artifacts.write_manifest(new.results, {"data": study.data.digest(), "weights": weights, **made})
-        artifacts.replace_folder(new.weights, Shelf().weights)
-        artifacts.replace_folder(new.results, Shelf().results)
-    return counts
-
-
-def _take_weights(record: dict[str, Any], target: Path, sources: list[Path]) -> None:
-    for name, digest in record["computed_from"]["weights"].items():
-        for source in sources:
-            path = source / f"{name}.safetensors"
-            if path.exists() and artifacts.sha256(path) == digest:
-                artifacts.atomic_write(target / f"{name}.safetensors", path.read_bytes())
-                break
-        else:
-            raise artifacts.ArtifactError(f"the weights that the record of {record['fit']} was computed from are not there: {name}")
+                _keep(working_folder(study), checked(shipped.record(name), study))

@@ -1,0 +1,71 @@
+"""Maps of single images for the example figures: of the first accepted fit of each group, not of the best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from helpers.pinets import evaluate
+from helpers.pinets.fits import Fit
+from helpers.pinets.models import Ensemble
+from helpers.pinets.presets import ToyShapesStudy
+from helpers.pinets.study import Shelf
+
+
+@dataclass(frozen=True)
+class Example:
+    """One model's maps of some images. ``heat`` float32 [n, H, W], divided by the model's maximum over the test set;
+    ``threshold`` the oracle's; ``logits`` [n]; ``record`` what is known of the fit."""
+
+    label: str
+    heat: np.ndarray
+    logits: np.ndarray
+    threshold: float
+    record: dict[str, Any]
+
+    @property
+    def naive_score(self) -> float:
+        return self.record["test"]["naive"]["score"]
+
+    @property
+    def optimal_score(self) -> float:
+        return self.record["test"]["optimal"]["score"]
+
+    @property
+    def recursive_accuracy(self) -> float:
+        return self.record["test"]["recursive"]["accuracy"]
+
+
+def load_model(record: dict[str, Any], study: ToyShapesStudy, shelf: Shelf):
+    """The network of a record: of an ensemble's record, the ensemble."""
+    group, seed = record["fit"].split("/")
+    if "members" in record["training"]:
+        members = [Fit(group, member, int(seed)) for member in record["training"]["members"]]
+        return Ensemble([shelf.model(member, study) for member in members]).eval()
+    return shelf.model(Fit(group, int(seed)), study)
+
+
+def first_accepted(records: list[dict[str, Any]], group: str) -> dict[str, Any] | None:
+    return next((r for r in records if r["group"] == group and r["training"]["accepted"]), None)
+
+
+def maps(records: list[dict[str, Any]], study: ToyShapesStudy, shelf: Shelf, x: Tensor) -> dict[str, Example]:
+    """The first accepted fit of each group on the images ``x`` [n, 1, H, W], by group."""
+    found = {}
+    for group in study.groups:
+        if (record := first_accepted(records, group)) is None:
+            continue
+        model = load_model(record, study, shelf)
+        logits, heat = evaluate.explain(model, evaluate.default_explainer(model), x)
+        report = record["test"]
+        found[group] = Example(
+            label=getattr(study.group, group).label,
+            heat=evaluate.normalise(heat, report["scale"]).clamp(0, 1).numpy(),
+            logits=logits.numpy(),
+            threshold=report["optimal"]["threshold"],
+            record=record,
+        )
+    return found

@@ -1,0 +1,67 @@
+"""``python -m helpers.pinets.publish``: make what was trained in the working folder what is shipped.
+
+Ships the records of all fits, the weights of the first few, the table and the key figure.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from helpers import artifacts, config, runtime
+from helpers.pinets.presets import ToyShapesStudy
+from helpers.pinets.study import Shelf, checked, frame, working_folder
+
+SHIPPED_USUALLY = 5  # accepted fits a group whose weights are shipped, to keep the repository small
+SHIPPED = {"naive": 2, "ensemble": 1}
+
+
+def publish(study: ToyShapesStudy) -> dict[str, int]:
+    """Make the working folder's records and first weights the shipped ones; returns the accepted fits a group.
+
+    Both sets are assembled beside the old ones, checked (settings of ``study``, checksums of the weights), given their
+    manifests and only then moved into place.
+    """
+    out = working_folder(study)
+    shelf = Shelf(out)
+    counts: dict[str, int] = {}
+    with tempfile.TemporaryDirectory(dir=config.ROOT / "results", prefix=".new-") as temporary:
+        new = Shelf(Path(temporary))
+        for group in study.groups:
+            records = [checked(record, study) for name in shelf.names(group) if (record := shelf.record(name))]
+            accepted = [record for record in records if record["training"]["accepted"]]
+            counts[group] = len(accepted)
+            for record in records:
+                artifacts.save_json(new.record_path(record["fit"]), record)
+            for record in accepted[: SHIPPED.get(group, SHIPPED_USUALLY)]:
+                _take_weights(record, new.weights, [shelf.weights, Shelf().weights])
+        for path in sorted((shelf.results / "baselines").glob("*.json")):
+            artifacts.atomic_write(new.results / "baselines" / path.name, path.read_bytes())
+        table = frame([new.record(name) for group in study.groups for name in new.names(group)])
+        artifacts.atomic_write(new.results / "fits.csv", table.round(5).to_csv(index=False, lineterminator="\n"))
+        made = {"settings": study.model_dump(mode="json"), "accepted": counts, "environment": runtime.environment()}
+        artifacts.write_manifest(new.weights, {"data": study.data.digest(), **made})
+        weights = artifacts.sha256(new.weights / artifacts.MANIFEST)
+        artifacts.write_manifest(new.results, {"data": study.data.digest(), "weights": weights, **made})
+        artifacts.replace_folder(new.weights, Shelf().weights)
+        artifacts.replace_folder(new.results, Shelf().results)
+    return counts
+
+
+def _take_weights(record: dict[str, Any], target: Path, sources: list[Path]) -> None:
+    for name, digest in record["computed_from"]["weights"].items():
+        for source in sources:
+            path = source / f"{name}.safetensors"
+            if path.exists() and artifacts.sha256(path) == digest:
+                artifacts.atomic_write(target / f"{name}.safetensors", path.read_bytes())
+                break
+        else:
+            raise artifacts.ArtifactError(
+                f"the weights that the record of {record['fit']} was computed from are not there: {name}"
+            )
+
+
+if __name__ == "__main__":
+    for name, count in publish(ToyShapesStudy()).items():
+        print(f"{name}: {count} accepted fits")

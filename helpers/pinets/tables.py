@@ -1,0 +1,84 @@
+"""The tables of the ToyShapes notebook, as data frames."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from helpers.pinets import released
+from helpers.pinets.evaluate import LEVELS
+from helpers.pinets.fits import build
+from helpers.pinets.presets import ToyShapesStudy
+
+METRICS = ("accuracy", "naive_score", "optimal_score", "recursive", "shift")
+
+
+def architectures(study: ToyShapesStudy) -> pd.DataFrame:
+    """Each group's network and what sets its training apart."""
+    rows = {}
+    for name in study.groups:
+        group = getattr(study.group, name)
+        network = build(group.model, study.data.image_size)
+        extras = {"feedback": group.training.feedback, "masks": group.training.strong}
+        rows[group.label] = {
+            "network": type(network).__name__,
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "second look": "" if group.model.kind == "cnn" else group.model.second_look,
+            "learning rate": group.training.learning_rate,
+            "extra loss": ", ".join(f"{weight:g} × {term}" for term, weight in extras.items() if weight),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def medians(table: pd.DataFrame) -> pd.DataFrame:
+    """Medians over the accepted fits of each group, with the released ones in brackets."""
+    rows = {}
+    for group, fits in _accepted(table):
+        row = {"fits": str(len(fits))}
+        for metric in METRICS:
+            reference = released.TABLE[group].get(metric)
+            row[metric] = f"{fits[metric].median():.3f}" + (f" ({reference[0]:.3f})" if reference else "")
+        rows[group] = row
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("ours (released)")
+
+
+def price_of_validation(table: pd.DataFrame) -> pd.DataFrame:
+    """Median score with the oracle's threshold and with one chosen on validation masks, and the median difference."""
+    rows = {}
+    for group, fits in _accepted(table):
+        lost = fits.optimal_score - fits.validated_score
+        rows[group] = {
+            "oracle": fits.optimal_score.median(),
+            "validated": fits.validated_score.median(),
+            "lost": lost.median(),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").round(3)
+
+
+def detection_ranges(table: pd.DataFrame) -> pd.DataFrame:
+    """For each level: the share of fits that reach it and the median length of the range in decades (released)."""
+    rows = {}
+    for group, fits in _accepted(table):
+        row = {}
+        for level, (reached, length) in zip(LEVELS, released.DETECTION_RANGE[group], strict=True):
+            ranges = fits[f"range_{level}"]
+            row[f"reach {level}"] = f"{(fits.optimal_score > level).mean():.0%} ({reached / released.FITS:.0%})"
+            row[f"decades {level}"] = f"{ranges.median():.2f} ({length:.2f})"
+        rows[group] = row
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("ours (released)")
+
+
+def ensemble_rules(table: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy of the ensembles on the marked part alone, by three rules of voting."""
+    ensembles = table[table.group == "ensemble"]
+    columns = {
+        "recursive": "mean logit (ours)",
+        "majority_recursive": "majority",
+        "legacy_recursive": "OR (released rule)",
+    }
+    if ensembles.empty:
+        return pd.DataFrame(columns=list(columns.values()))
+    return ensembles[list(columns)].rename(columns=columns).agg(["median", "min", "max"]).round(3)
+
+
+def _accepted(table: pd.DataFrame):
+    return table[table.accepted].groupby("group", sort=False)
