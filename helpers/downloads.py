@@ -16,23 +16,21 @@ import logging
 import os
 import re
 import shutil
-import stat
 import subprocess
-import tarfile
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from threading import Event, Thread
-from typing import IO, Self
+from typing import Self
 from urllib.parse import quote
 
 import requests
 from pydantic import Field, model_validator
 from tqdm import tqdm
 
+from .archives import ArchiveError, inside
 from .config import ROOT, Settings
 
 log = logging.getLogger(__name__)
@@ -55,7 +53,7 @@ class _Interrupted(Exception):
 
 
 class _Refused(Exception):
-    """Asking again would change nothing: not found, forbidden, not installed."""
+    """Asking again would change nothing: not found, forbidden, switched off."""
 
 
 class Source(Settings):
@@ -131,7 +129,10 @@ def fetch_all(
 
     The first failure ends it. What is there by then stays, and the next call goes on from it.
     """
-    targets = {name: _inside(folder, name) for name in sources}
+    try:
+        targets = {name: inside(folder, name) for name in sources}
+    except ArchiveError as error:
+        raise DownloadError(str(error)) from None
     total, stop = sum(source.bytes or 0 for source in sources.values()), Event()
     with _bar(folder.name, total or None, progress) as bar, ThreadPoolExecutor(workers) as pool:
         jobs = [
@@ -374,55 +375,3 @@ def _staged(part: Path, report: Report) -> Iterator[Path]:
         with suppress(OSError):
             stage.rmdir()  # unless a partial file is in it
     report(part.stat().st_size)
-
-
-def unpack(archive: Path, folder: Path, *, max_bytes: int = 16 * 2**30) -> Path:
-    """Unpacks a zip or tar file into the new ``folder``, wholly or not at all.
-
-    Raises `DownloadError` if ``folder`` is there, if the archive is broken or has more than ``max_bytes`` in
-    it, and if a member is a link or a device or would lie outside ``folder``.
-    """
-    if folder.exists():
-        raise DownloadError(f"{folder} is there already: delete or move it to unpack {archive.name} anew")
-    stage, left = _stage(folder), max_bytes
-    shutil.rmtree(stage, ignore_errors=True)
-    try:
-        stage.mkdir(parents=True)
-        for name, size, content in _members(archive):
-            path = _inside(stage, name)
-            if (left := left - size) < 0:
-                raise DownloadError(f"it has more than {max_bytes:,} bytes in it")
-            (path.parent if content else path).mkdir(parents=True, exist_ok=True)
-            if content:
-                with content, path.open("wb") as file:
-                    shutil.copyfileobj(content, file)
-        stage.replace(folder)
-    except Exception as error:  # zipfile, tarfile, the decompressors and the disk: each has its own
-        raise DownloadError(f"{archive} cannot be unpacked: {error}") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-    return folder
-
-
-def _members(archive: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
-    """Name, size [bytes] and content of each member; a folder has no content."""
-    if tarfile.is_tarfile(archive):  # asked first: a tar file that ends with a zip file passes for a zip file
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                if not (member.isfile() or member.isdir()):
-                    raise DownloadError(f"{member.name!r} is a link or a device")
-                yield member.name, member.size, tar.extractfile(member)
-    else:
-        with zipfile.ZipFile(archive) as zipped:
-            for info in zipped.infolist():
-                if stat.S_ISLNK(info.external_attr >> 16):
-                    raise DownloadError(f"{info.filename!r} is a link or a device")
-                yield info.filename, info.file_size, None if info.is_dir() else zipped.open(info)
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """``folder / name``, which has to be inside. Either slash and drives are understood on every system."""
-    path = PureWindowsPath(name)
-    if path.drive or path.root or ".." in path.parts:
-        raise DownloadError(f"{name!r} would lie outside its folder")
-    return folder.joinpath(*path.parts)

@@ -6,13 +6,10 @@ import functools
 import hashlib
 import io
 import logging
-import stat
 import sys
-import tarfile
 import threading
 import time
 import types
-import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
@@ -23,7 +20,7 @@ from pydantic import ValidationError
 
 from helpers import downloads
 from helpers.config import ROOT
-from helpers.downloads import DownloadError, Patience, Source, data_root, fetch, fetch_all, locate, unpack
+from helpers.downloads import DownloadError, Patience, Source, data_root, fetch, fetch_all, locate
 
 BYTES = bytes(range(256)) * 4096  # 1 MiB
 HALF = len(BYTES) // 2
@@ -63,7 +60,7 @@ class Page(BaseHTTPRequestHandler):
         site.asked.append((self.requestline.split()[1], dict(self.headers)))
         fault = site.faults[path].pop(0) if site.faults.get(path) else 0
         if fault == "stall":
-            time.sleep(1.0)
+            time.sleep(1.5)
             return
         cut = fault if isinstance(fault, int) else 0
         if path not in site.files or cut > 0:
@@ -88,7 +85,7 @@ class Page(BaseHTTPRequestHandler):
         for i in range(0, len(body), step):
             self.wfile.write(body[i : i + step])
             if fault == "drip":
-                time.sleep(0.2)
+                time.sleep(0.25)
 
     def log_message(self, format: str, *args: object) -> None:
         pass  # the tests look at `asked`
@@ -265,7 +262,7 @@ def test_a_silent_server_is_given_up_after_the_timeout(site, tmp_path):
     began = time.monotonic()
     with pytest.raises(DownloadError, match="timed out"):
         get(pinned(site.url + "/file.bin"), tmp_path / "mine.bin", Patience(retries=0, timeout_s=0.2))
-    assert time.monotonic() - began < 0.9
+    assert time.monotonic() - began < 1.3
 
 
 def test_a_missing_file_is_not_asked_for_twice_and_the_error_says_what_to_do(site, tmp_path):
@@ -383,20 +380,23 @@ def test_after_a_failure_among_many_the_next_call_fetches_only_what_is_missing(s
 
 
 def test_after_the_first_failure_nothing_else_is_begun(site, tmp_path, monkeypatch):
-    begun = fake_gdown(monkeypatch, lambda id, output, quiet, resume: Path(output).write_bytes(BYTES))
+    def download(id, output, quiet, resume):
+        time.sleep(0.5)
+
+    begun = fake_gdown(monkeypatch, download)
     sources = {"gone.bin": pinned(site.url + "/gone.bin"), "a": pinned("gdrive:a"), "b": pinned("gdrive:b")}
     with pytest.raises(DownloadError, match="gone.bin could not be downloaded"):
         fetch_all(sources, tmp_path, patience=ONCE, progress=False, workers=1)
-    assert len(begun) < 2  # the one worker may have begun the next before the failure was seen
+    assert len(begun) < 2  # the one worker may begin the next before the failure is seen
 
 
 def test_a_failure_does_not_wait_for_the_transfers_under_way_and_keeps_them(site, tmp_path):
-    site.faults["/file.bin"] = ["drip"]  # would take three seconds
+    site.faults |= {"/file.bin": ["drip"], "/gone.bin": ["stall"]}  # 4 and 1.5 seconds
     sources = {"slow.bin": pinned(site.url + "/file.bin"), "gone.bin": pinned(site.url + "/gone.bin")}
     began = time.monotonic()
     with pytest.raises(DownloadError, match="gone.bin could not be downloaded"):
         fetch_all(sources, tmp_path, patience=ONCE, progress=False)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 3.5
     assert [path.name for path in tmp_path.iterdir()] == ["slow.bin.part"]
 
 
@@ -605,115 +605,11 @@ def test_a_mirror_of_the_buckets_is_used_instead_of_gsutil(site, tmp_path, gsuti
 
 
 def test_progress_of_other_tools_is_seen_while_they_run(google, tmp_path, gsutil):
-    gsutil('echo 12345 > "$target"_.gstmp; sleep 0.8; rm "$target"_.gstmp; echo 1234567 > "$target"')
+    gsutil('echo 12345 > "$target"_.gstmp; sleep 1.1; rm "$target"_.gstmp; echo 1234567 > "$target"')
     seen = []
     downloads._by_gsutil(pinned("gs://bucket/file.bin"), tmp_path / "mine.bin.part", 5.0, seen.append)
-    assert seen == [6, 8]
-
-
-# -------------------------------------------------------------------------------------- unpacking
-
-
-def pack(path: Path, *members: tuple[str, bytes] | tarfile.TarInfo | zipfile.ZipInfo) -> Path:
-    """A zip or tar file (by its suffix) of ``(name, content)``, or of entries given as they are."""
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-            for member in members:
-                file.writestr(*(member if isinstance(member, tuple) else (member, b"/etc")))
-    else:
-        with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as file:
-            for member in members:
-                if isinstance(member, tuple):
-                    info = tarfile.TarInfo(member[0])
-                    info.size = len(member[1])
-                    file.addfile(info, io.BytesIO(member[1]))
-                else:
-                    file.addfile(member)
-    return path
-
-
-def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, target
-    return info
-
-
-def zipped_link(name: str) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name)
-    info.external_attr = (stat.S_IFLNK | 0o777) << 16
-    return info
-
-
-@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tgz"])
-def test_an_archive_is_unpacked_with_its_folders(tmp_path, suffix):
-    members = {"top/one.txt": b"1", "top/deep/two.bin": BYTES, "empty.txt": b""}
-    folder = unpack(pack(tmp_path / f"a{suffix}", *members.items()), tmp_path / "new" / "folder")
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    assert {path.relative_to(folder).as_posix(): path.read_bytes() for path in files} == members
-    assert list(folder.parent.iterdir()) == [folder]
-
-
-def test_what_a_killed_run_had_unpacked_does_not_get_into_the_next(tmp_path):
-    (tmp_path / "folder.d").mkdir()
-    (tmp_path / "folder.d" / "half.txt").touch()
-    folder = unpack(pack(tmp_path / "a.zip", ("one.txt", b"1")), tmp_path / "folder")
-    assert [path.name for path in folder.iterdir()] == ["one.txt"]
-
-
-def test_empty_folders_are_unpacked(tmp_path):
-    tar = pack(tmp_path / "a.tar", special("tar folder", tarfile.DIRTYPE))
-    zipped = pack(tmp_path / "a.zip", ("zip folder/", b""))
-    assert (unpack(tar, tmp_path / "1") / "tar folder").is_dir()
-    assert (unpack(zipped, tmp_path / "2") / "zip folder").is_dir()
-
-
-def test_a_tar_file_that_ends_in_a_zip_file_is_unpacked_as_what_it_is(tmp_path):
-    inner = pack(tmp_path / "inner.zip", ("wrong.txt", b"")).read_bytes()
-    folder = unpack(pack(tmp_path / "a.tar", ("inner.zip", inner)), tmp_path / "folder")
-    assert [path.name for path in folder.iterdir()] == ["inner.zip"]
-
-
-@pytest.mark.parametrize(("suffix", "member", "reason"), [
-    (".tar", ("../evil.txt", b"!"), "would lie outside"),
-    (".tar", ("/evil.txt", b"!"), "would lie outside"),
-    (".tar", ("a/../../evil.txt", b"!"), "would lie outside"),
-    (".tgz", ("..\\evil.txt", b"!"), "would lie outside"),
-    (".tar", special("link", tarfile.SYMTYPE, "/etc"), "is a link"),
-    (".tar", special("link", tarfile.LNKTYPE, "../evil.txt"), "is a link"),
-    (".tar", special("device", tarfile.CHRTYPE), "a device"),
-    (".tar", special("pipe", tarfile.FIFOTYPE), "a device"),
-    (".zip", ("../evil.txt", b"!"), "would lie outside"),
-    (".zip", ("/evil.txt", b"!"), "would lie outside"),
-    (".zip", ("C:evil.txt", b"!"), "would lie outside"),
-    (".zip", zipped_link("link"), "is a link"),
-    (".zip", ("bomb", bytes(2**20)), "more than 1,000 bytes"),
-    (".tgz", ("bomb", bytes(2**20)), "more than 1,000 bytes"),
-])  # fmt: skip
-def test_an_evil_member_is_refused_and_nothing_of_the_archive_stays(tmp_path, suffix, member, reason):
-    archive = pack(tmp_path / f"a{suffix}", ("good.txt", b"1"), member)
-    with pytest.raises(DownloadError, match=rf"a{suffix} cannot be unpacked: .*{reason}"):
-        unpack(archive, tmp_path / "folder", max_bytes=1000)
-    assert list(tmp_path.iterdir()) == [archive]
-
-
-@pytest.mark.parametrize("suffix", [".zip", ".tgz"])
-def test_a_broken_archive_is_refused_and_nothing_of_it_stays(tmp_path, suffix):
-    archive = pack(tmp_path / f"a{suffix}", ("one.bin", BYTES), ("two.bin", BYTES))
-    whole = archive.read_bytes()
-    for broken in (whole[: len(whole) // 2], b"<html>not an archive</html>", b""):
-        archive.write_bytes(broken)
-        with pytest.raises(DownloadError, match=rf"a{suffix} cannot be unpacked"):
-            unpack(archive, tmp_path / "folder")
-        assert list(tmp_path.iterdir()) == [archive]
-
-
-def test_a_folder_that_is_there_is_not_unpacked_into(tmp_path):
-    archive = pack(tmp_path / "a.zip", ("one.txt", b"new"))
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "one.txt").write_bytes(b"mine")
-    with pytest.raises(DownloadError, match="folder is there already: delete or move it"):
-        unpack(archive, tmp_path / "folder")
-    assert (tmp_path / "folder" / "one.txt").read_bytes() == b"mine"
+    assert 6 in seen
+    assert seen[-1] == 8
 
 
 # --------------------------------------------------------------------------------- where data lie
