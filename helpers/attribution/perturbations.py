@@ -1,0 +1,126 @@
+"""Perturbations: the logit where parts of the image show a baseline instead."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from helpers.attribution.base import Baseline, Logit, like, method
+from helpers.runtime import generator
+
+
+@method
+def occlusion(
+    y: Logit, x: Tensor, *, window: int = 15, stride: int = 8, baseline: Baseline = 0.0, batch_size: int = 32
+) -> Tensor:
+    """``y(x) - y(x without a window)``, the mean of the windows over a pixel (arXiv 1311.2901), by Captum."""
+    from captum.attr import Occlusion
+
+    differences = Occlusion(y).attribute(
+        x,
+        sliding_window_shapes=(x.shape[1], window, window),
+        strides=(x.shape[1], stride, stride),
+        baselines=like(x, baseline),
+        perturbations_per_eval=max(1, batch_size // len(x)),
+    )
+    return differences[:, 0]  # a window takes all channels at once: each of them holds the whole difference
+
+
+@method
+def rise(
+    y: Logit,
+    x: Tensor,
+    *,
+    samples: int = 1000,
+    grid: int = 7,
+    keep: float = 0.5,
+    probability: bool = True,
+    baseline: Baseline = 0.0,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> Tensor:
+    """RISE (arXiv 1806.07421): ``sum_m p(x * m) m / (samples * keep)``.
+
+    A mask m is ``grid`` x ``grid`` coins (1 with chance ``keep``), upsampled bilinearly and shifted at random
+    by less than a cell. p is the target's probability, as in the paper, or its logit without ``probability``.
+    """
+    draws = generator(seed, "rise")
+    height, width = x.shape[2:]
+    cell = -(-height // grid), -(-width // grid)
+    coins = (torch.rand(samples, 1, grid, grid, generator=draws) < keep).to(x)
+    shifts = torch.stack([torch.randint(side, (samples,), generator=draws) for side in cell], 1)
+
+    def masks(part: slice) -> Tensor:
+        smooth = F.interpolate(coins[part], [(grid + 1) * side for side in cell], mode="bilinear")
+        crops = zip(smooth, shifts[part].tolist(), strict=True)
+        return torch.stack([m[:, top : top + height, left : left + width] for m, (top, left) in crops])
+
+    scores = functools.partial(y, probability=probability)
+    results = _perturbed(scores, x, masks, samples, baseline, batch_size)
+    return sum(torch.einsum("nb,nhw->bhw", p, mask[:, 0]) for p, mask in results) / (samples * keep)
+
+
+@method
+def kernel_shap(
+    y: Logit,
+    x: Tensor,
+    *,
+    samples: int = 512,
+    grid: int = 8,
+    segments: Tensor | None = None,
+    baseline: Baseline = 0.0,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> Tensor:
+    """Shapley values of superpixels by least squares (arXiv 1705.07874, theorem 2), of sum ``y(x) - y(b)``.
+
+    Coalitions are drawn by the Shapley kernel, each with its complement, which makes the values exact where
+    superpixels interact in pairs at most. The two make one equation: ``samples`` must be twice the number of
+    superpixels, and had better be eight times. Superpixels are ``grid`` x ``grid`` blocks, or the labels
+    ``segments`` [H, W] or [B, H, W]; a pixel shows its superpixel's value. b is the ``baseline``.
+    """
+    if segments is None:
+        rows, columns = (torch.arange(side) * grid // side for side in x.shape[2:])
+        segments = rows[:, None] * grid + columns
+    values, labels = segments.to(x.device).unique(return_inverse=True)
+    labels, count = labels.expand(len(x), *x.shape[2:]), len(values)
+    if not 2 <= count <= samples // 2:
+        raise ValueError(f"{samples} samples are for 2 to {samples // 2} superpixels, not {count}")
+
+    draws, pairs, sizes = generator(seed, "kernel_shap"), samples // 2, torch.arange(1.0, count)
+    size = 1 + torch.multinomial(1 / (sizes * (count - sizes)), pairs, replacement=True, generator=draws)
+    rank = torch.rand(pairs, count, generator=draws).argsort(1).argsort(1)
+    half = (rank < size[:, None]).double()
+    kept = torch.cat([torch.ones(1, count), torch.zeros(1, count), half, 1 - half])
+    results = _perturbed(y, x, lambda part: kept[part].to(x)[:, labels], len(kept), baseline, batch_size)
+    full, empty, *_ = scores = torch.cat([logits for logits, _ in results]).double().cpu()
+
+    # The last value is full - empty minus the others, which leaves a free regression on the others.
+    last = kept[2:, -1:]
+    response = scores[2:] - empty - last * (full - empty)
+    fit = torch.linalg.lstsq(kept[2:, :-1] - last, response, driver="gelsd")
+    if fit.rank < count - 1:
+        raise ValueError(f"{samples} samples do not determine {count} superpixels: take more samples")
+    shapley = torch.cat([fit.solution, full - empty - fit.solution.sum(0, keepdim=True)]).T.to(x)
+    return shapley.gather(1, labels.flatten(1)).view_as(labels)
+
+
+def _perturbed(
+    y: Callable[[Tensor], Tensor],
+    x: Tensor,
+    masks: Callable[[slice], Tensor],
+    samples: int,
+    baseline: Baseline,
+    batch_size: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """y of each image under n masks at a time, [n, B], and these [n, 1 or B, H, W]: 1 is x, 0 baseline."""
+    reference, each = like(x, baseline), max(1, batch_size // len(x))
+    for start in range(0, samples, each):
+        mask = masks(slice(start, start + each))
+        with torch.no_grad():
+            scores = y(torch.lerp(reference, x, mask[:, :, None]).flatten(0, 1))
+        yield scores.unflatten(0, (len(mask), len(x))), mask
