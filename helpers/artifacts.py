@@ -17,8 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from helpers.config import PlainError
 
-class ArtifactError(RuntimeError):
+
+class ArtifactError(PlainError, RuntimeError):
     """A file that is missing, damaged, swapped or stale. The message names it and the remedy."""
 
 
@@ -54,7 +56,8 @@ def load_json(path: Path) -> Any:
     except FileNotFoundError:
         raise ArtifactError(f"{path} is not there") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}); restore it with `git checkout -- {path.name}` or delete it") from None
+        remedy = f"restore it with `git checkout -- {path}`, or delete it and run again"
+        raise ArtifactError(f"{path} is damaged ({error}); {remedy}") from None
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
@@ -72,7 +75,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except FileNotFoundError:
         raise ArtifactError(f"{path} is not there") from None
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}); delete it and run again, or restore it") from None
+        remedy = f"restore it with `git checkout -- {path}`, or delete it and run again"
+        raise ArtifactError(f"{path} is damaged ({error}); {remedy}") from None
 
 
 def ensure_writable(folder: Path) -> None:
@@ -92,7 +96,8 @@ def half_precision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def load_state(model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
     """``load_state_dict``, strictly, casting to the model's own types."""
-    model.load_state_dict({k: v.to(model.state_dict()[k].dtype) if k in model.state_dict() else v for k, v in state.items()})
+    own = model.state_dict()
+    model.load_state_dict({k: v.to(own[k].dtype) if k in own else v for k, v in state.items()})
 
 
 # -------------------------------------------------------------------------------------------------- manifests
@@ -117,19 +122,25 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a shipped folder. Raises `ArtifactError` if it is missing, damaged or of another schema."""
     path = folder / MANIFEST
     if not path.exists():
-        raise ArtifactError(f"{path} is not there: {folder} holds no verified set; restore it, or run with RETRAIN=True")
+        raise ArtifactError(f"{path} is not there, so nothing vouches for {folder}. Remedy: {_REMEDY}")
     manifest = load_json(path)
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+    complete = isinstance(manifest, dict) and {"files", "provenance"} <= set(manifest)
+    if not complete or manifest.get("schema") != SCHEMA:
         raise ArtifactError(f"{path} is not a manifest of schema {SCHEMA}; update the helpers, or restore the file")
     return manifest
 
 
+def listed(folder: Path) -> Mapping[str, Any]:
+    """The files that the manifest of a shipped folder names; none where there is no such folder."""
+    return _cached_manifest(folder)["files"] if folder.exists() else {}
+
+
 def check_file(path: Path) -> Path:
-    """``path``, if the manifest above it vouches for its bytes. Raises `ArtifactError` naming the file and the remedy."""
+    """``path``, if the manifest above it vouches for its bytes. Raises `ArtifactError` with the file and the remedy."""
     folder = next((parent for parent in path.parents if (parent / MANIFEST).exists()), None)
     if folder is None:
-        raise ArtifactError(f"no {MANIFEST} above {path}: nothing vouches for it; restore the folder from the repository")
-    problem = _problem(path, path.relative_to(folder).as_posix(), _cached_manifest(folder / MANIFEST)["files"])
+        raise ArtifactError(f"no {MANIFEST} above {path}: nothing vouches for it. Remedy: {_REMEDY}")
+    problem = _problem(path, path.relative_to(folder).as_posix(), _cached_manifest(folder)["files"])
     if problem:
         raise ArtifactError(f"{path} {problem}. Remedy: {_REMEDY}")
     return path
@@ -139,13 +150,18 @@ def verify_tree(root: Path) -> tuple[list[str], int]:
     """(problems, number of files verified) of every ``weights/<study>`` and ``results/<study>`` under ``root``."""
     problems, count = [], 0
     for kind in ("weights", "results"):
-        for folder in sorted(path for path in (root / kind).glob("*") if path.is_dir()):
+        for folder in sorted(path for path in (root / kind).glob("[!.]*") if path.is_dir()):
             try:
-                files = read_manifest(folder)["files"]
+                manifest = read_manifest(folder)
             except ArtifactError as error:
                 problems.append(str(error))
                 continue
-            there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
+            weights = root / "weights" / folder.name / MANIFEST
+            made_from = manifest["provenance"].get("weights")
+            if made_from and not (weights.exists() and sha256(weights) == made_from):
+                problems.append(f"{folder} was made from other weights than those in weights/. Remedy: {_REMEDY}")
+            files = manifest["files"]
+            there = {p.relative_to(folder).as_posix() for p in folder.rglob("[!.]*") if p.is_file()} - {MANIFEST}
             for name in sorted(files.keys() | there):
                 count += 1
                 if problem := _problem(folder / name, name, files):
@@ -154,11 +170,11 @@ def verify_tree(root: Path) -> tuple[list[str], int]:
 
 
 def replace_folder(new: Path, old: Path) -> None:
-    """Put the folder ``new`` in the place of ``old``: readers meet the one or the other, whole."""
+    """Put the folder ``new`` in the place of ``old``: readers meet the one or the other, never a mixture."""
     aside = old.with_name(f".{old.name}.before")
-    shutil.rmtree(aside, ignore_errors=True)
     old.parent.mkdir(parents=True, exist_ok=True)
     if old.exists():
+        shutil.rmtree(aside, ignore_errors=True)
         os.replace(old, aside)
     os.replace(new, old)
     shutil.rmtree(aside, ignore_errors=True)
@@ -173,19 +189,23 @@ def _problem(path: Path, name: str, files: Mapping[str, Any]) -> str | None:
     if not path.exists():
         return "is missing"
     if path.stat().st_size != files[name]["bytes"]:
-        return f"has {path.stat().st_size} bytes where the manifest says {files[name]['bytes']}: it is truncated or was changed"
+        said = files[name]["bytes"]
+        return f"has {path.stat().st_size} bytes where the manifest says {said}: it was truncated or changed"
     if sha256(path) != files[name]["sha256"]:
         return "does not have the sha256 of the manifest: it was changed or swapped"
     return None
 
 
-def _cached_manifest(path: Path) -> dict[str, Any]:
-    return _manifest_at(path, path.stat().st_mtime_ns)
+def _cached_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.exists():
+        return read_manifest(folder)  # says what to do
+    return _manifest_at(folder, path.stat().st_mtime_ns, path.stat().st_ino)
 
 
 @lru_cache(maxsize=32)
-def _manifest_at(path: Path, changed: int) -> dict[str, Any]:
-    return read_manifest(path.parent)
+def _manifest_at(folder: Path, *version: int) -> dict[str, Any]:
+    return read_manifest(folder)
 
 
 def _pretty(value: Any, indent: str = "") -> str:

@@ -20,8 +20,15 @@ Several = Annotated[tuple[T, ...], Field(strict=False)]
 """A tuple that is also read from the lists that YAML, JSON and papermill give."""
 
 
-class ConfigError(ValueError):
-    """A setting that does not exist or cannot have the value given. The message is meant for the person who set it."""
+class PlainError(Exception):
+    """Base of errors that are meant for the person at the notebook: IPython shows one line instead of a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"Sightline: {self}"]
+
+
+class ConfigError(PlainError, ValueError):
+    """A setting that does not exist or cannot have the value given."""
 
 
 class Settings(BaseModel):
@@ -50,7 +57,7 @@ class Settings(BaseModel):
 
 
 class Study(Settings):
-    """What every notebook takes. A study adds its own fields; those that are not settings objects are parameters too."""
+    """What every notebook takes. A study adds its own fields; those that hold no settings object are parameters too."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "quick": {}}
 
@@ -70,7 +77,8 @@ def digest(value: Any) -> str:
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """``"unknown; did you mean ...?"`` for a misspelt name, or the list of what there is."""
-    known = sorted(known)
+    if not (known := sorted(known)):
+        return "there are none"
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
 
@@ -101,10 +109,9 @@ def read_parameters(namespace: Mapping[str, Any], schema: type[T]) -> T:
         raise ConfigError(f"OVERRIDES must be a dict of dotted names, not {overrides!r}")
 
     parameters = {known[name]: value for name, value in given.items() if value is not None}
-    preset = parameters.get("preset", schema.model_fields["preset"].default)
+    preset = parse(schema, parameters).preset  # a wrong type is reported before the preset is mixed in
     if preset not in schema.presets:
-        raise ConfigError(f"unknown PRESET {preset!r}: {suggest(str(preset), schema.presets)}")
-    parse(schema, parameters)  # a wrong type is reported by the parameter's own name, before the preset is mixed in
+        raise ConfigError(f"unknown PRESET {preset!r}: {suggest(preset, schema.presets)}")
     return schema().override({**schema.presets[preset], **parameters, **overrides})
 
 
@@ -142,5 +149,8 @@ def _paths(settings: BaseModel, dotted: str) -> list[tuple[str, ...]]:
 def _explain(error: Mapping[str, Any], schema: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in error["loc"]) or schema.__name__
     if error["type"] == "extra_forbidden":
-        return f"unknown setting {where!r}: {suggest(where.split('.')[-1], schema.model_fields)}"
+        *parents, name = error["loc"]
+        for parent in parents:  # settings within settings
+            schema = schema.model_fields[parent].annotation
+        return f"unknown setting {where!r}: {suggest(name, schema.model_fields)}"
     return f"{where}: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r})"

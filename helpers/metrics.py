@@ -16,8 +16,8 @@ THRESHOLDS = np.logspace(-4, 0, 100)
 class DetectionCurve:
     """Detection at each threshold t, of maps binarised by ``heat > t``: all float64 [T].
 
-    ``tdr``, the true detection rate, is averaged over the images that have a target; ``tar``, the true abstraction rate,
-    over all images; ``score`` is their product.
+    ``tdr``, the true detection rate, is averaged over the images that have a target; ``tar``, the true abstraction
+    rate, over all images; ``score`` is their product.
     """
 
     thresholds: np.ndarray
@@ -37,8 +37,8 @@ class DetectionCurve:
 def detection_rates(heat: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """(TDR, TAR) of each image, for soft maps in [0, 1] or binary ones: float64 [N] each.
 
-    ``TDR = sum(heat * mask) / sum(mask)`` (NaN without a target), ``TAR = sum((1 - heat) * (1 - mask)) / sum(1 - mask)``
-    (NaN without background). ``heat`` and ``masks`` [N, H, W]; arXiv 2601.04378, equation 12 and above.
+    ``TDR = sum(heat * mask) / sum(mask)`` (NaN without a target), ``TAR = sum((1 - heat) * (1 - mask)) / sum(1 -
+    mask)`` (NaN without background). ``heat`` and ``masks`` [N, H, W]; arXiv 2601.04378, equation 12 and above.
     """
     heat, masks = _checked(heat, masks)
     heat, masks = heat.double().flatten(1), masks.double().flatten(1)

@@ -17,12 +17,14 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 def device(name: Device = "auto") -> torch.device:
-    """The device to compute on: ``auto`` takes CUDA, then Apple's, then the CPU. Raises ``RuntimeError`` if it is not there."""
+    """The device to compute on: ``auto`` takes CUDA, then Apple's, then the CPU. Raises ``RuntimeError`` if it is not
+    there."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, available in there.items() if available))
     if not there.get(name, False):
-        raise RuntimeError(f"DEVICE={name!r} is not available here; there are: {', '.join(k for k in there if there[k])}")
+        found = ", ".join(kind for kind, available in there.items() if available)
+        raise RuntimeError(f"DEVICE={name!r} is not available here; there are: {found}")
     return torch.device(name)
 
 
@@ -60,15 +62,17 @@ def seeded(seed: int, *names: str | int) -> Iterator[None]:
 @contextmanager
 def deterministic(enabled: bool = True) -> Iterator[None]:
     """Algorithms that repeat to the bit inside, as far as the device has them (the CPU does)."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    cudnn = torch.backends.cudnn
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before_cudnn = cudnn.deterministic, cudnn.benchmark
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # cuBLAS reads it once, at its first call
     torch.use_deterministic_algorithms(enabled, warn_only=True)
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = enabled, False
+    cudnn.deterministic, cudnn.benchmark = enabled, False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=True)
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[1:]
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        cudnn.deterministic, cudnn.benchmark = before_cudnn
 
 
 def fast_dtype(where: torch.device) -> torch.dtype:
@@ -88,17 +92,19 @@ def environment() -> dict[str, str]:
             report[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             report[package] = "not installed"
-    report["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    cpu = f"CPU, {torch.get_num_threads()} threads"
+    report["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
     return report
 
 
 def import_torchvision():
-    """``torchvision``, or a clear message where its build and torch's do not fit (CPU-only torch 2.13.0 is such a case)."""
+    """``torchvision``, or a clear message where its build and torch's do not fit, as with CPU-only torch 2.13.0."""
     try:
         import torchvision
     except (RuntimeError, ImportError, AttributeError) as error:
         raise ImportError(
-            f"torchvision cannot be imported beside torch {torch.__version__} ({type(error).__name__}: {error}). Their builds "
-            "do not fit: install a matching pair, for example `pip install torch==2.14.1 torchvision==0.29.1`."
+            f"torchvision cannot be imported beside torch {torch.__version__} ({type(error).__name__}: {error}). "
+            "Their builds do not fit: install a matching pair, for example "
+            "`pip install torch==2.14.1 torchvision==0.29.1`."
         ) from error
     return torchvision

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -93,10 +93,10 @@ def train(
         raise ValueError(f"epochs must be at least 1, not {epochs}")
     outcome, first = Outcome(), 1
     checkpoint = folder / "checkpoint.safetensors" if folder else None
-    if checkpoint and checkpoint.exists():
-        outcome = _restore(checkpoint, model, optimizer, scheduler)
-        first = outcome.epochs + 1
     model, optimizer = fabric.setup(model, optimizer)
+    if checkpoint and checkpoint.exists():  # only now do the weights lie on the device where the moments have to be
+        outcome = _restore(checkpoint, model.module, optimizer.optimizer, scheduler)
+        first = outcome.epochs + 1
     writer = _tensorboard(folder) if tensorboard and folder else None
     started, saved = time.monotonic() - outcome.seconds, time.monotonic()
 
@@ -117,9 +117,11 @@ def train(
         if writer:
             _write_scalars(writer, [row for row in outcome.history if row["epoch"] == epoch])
         if checkpoint and time.monotonic() - saved >= checkpoint_seconds and epoch < epochs and not outcome.finished:
-            _save(checkpoint, outcome, model.module, optimizer, scheduler)
+            _save(checkpoint, outcome, model.module, optimizer.optimizer, scheduler)
             saved = time.monotonic()
     bar.close()
+    if writer:
+        writer.close()
     if folder:
         artifacts.atomic_write(folder / "log.csv", log_csv(outcome.history))
     return outcome
@@ -168,7 +170,7 @@ def _record(model, optimizer, epoch, step, mean_loss, evaluate, stop_at, outcome
 
 
 def log_csv(history: Sequence[dict[str, float | None]]) -> str:
-    """The history as CSV: epoch, step, loss (mean since the row before), score (empty: could not beat the best), rate."""
+    """The history as CSV: epoch, step, loss (mean since the row before), score (empty: none better), learning rate."""
     text = io.StringIO()
     writer = csv.DictWriter(text, ["epoch", "step", "loss", "score", "learning_rate"], lineterminator="\n")
     writer.writeheader()
@@ -192,7 +194,7 @@ def _save(path: Path, outcome: Outcome, model: nn.Module, optimizer: Any, schedu
     for index, slot in slots["state"].items():
         for name, value in slot.items():
             (tensors if isinstance(value, Tensor) else scalars)[f"optimizer/{index}/{name}"] = value
-    facts = {k: v for k, v in asdict(outcome).items() if k != "state"}
+    facts = {k: v for k, v in vars(outcome).items() if k != "state"}
     facts["score"] = None if outcome.score == -math.inf else outcome.score
     artifacts.save_tensors(
         path,
@@ -218,6 +220,10 @@ def _restore(path: Path, model: nn.Module, optimizer: Any, scheduler: Any) -> Ou
         _, index, slot = name.split("/", 2)
         slots.setdefault(int(index), {})[slot] = value
     optimizer.load_state_dict({"state": slots, "param_groups": facts["param_groups"]})
+    for parameter, slot in optimizer.state.items():
+        for key, value in slot.items():  # fused optimizers walk weights and moments side by side in memory
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                slot[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     if scheduler:
         scheduler.load_state_dict(facts["scheduler"])
     outcome = Outcome(**{**facts["outcome"], "state": parts["best"]})

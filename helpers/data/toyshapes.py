@@ -1,11 +1,12 @@
 """ToyShapes: grey images of a grid of shapes whose label is "at least one target shape".
 
 The images are those of the PiNets study (arXiv 2601.04378) to the last bit: every draw of NumPy's legacy generator is
-replayed from its raw 32-bit words for all images at once, which is some twenty times faster than drawing them one by one.
+replayed from its raw 32-bit words for all images at once, some twenty times faster than drawing them one by one.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isqrt
@@ -14,7 +15,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from helpers.config import Several, Settings, data_config
+from helpers.config import Settings, Several, data_config
 
 SHAPES = ("triangle", "square", "circle", "void")
 SCALES = (0.5, 0.8)  # a shape's side as a share of its block's
@@ -123,6 +124,13 @@ def split(n_images: int, seed: int, validation: float = 0.2) -> tuple[np.ndarray
     """Indices (train, validation) of a replication: ``int(validation * n_images)`` drawn without replacement."""
     held_out = np.random.RandomState(seed).choice(n_images, int(validation * n_images), replace=False)
     return np.setdiff1d(np.arange(n_images), held_out), held_out
+
+
+def checksums(data: ToyShapes) -> dict[str, int | str]:
+    """What ``data_configs/toyshapes.yaml`` lists as golden: positives, and SHA-1 of images and masks (12 digits)."""
+    arrays = {"images": data.images, "masks": data.masks}
+    sums = {name: hashlib.sha1(array.tobytes()).hexdigest()[:12] for name, array in arrays.items()}
+    return {"positives": int(data.labels.sum())} | sums
 
 
 # ---------------------------------------------------------------------------------------------- random draws

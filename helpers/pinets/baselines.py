@@ -22,7 +22,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "integrated_gradients": {"steps": 16},
     "smooth_grad": {"samples": 16},
     "occlusion": {"window": 16, "stride": 8},
-    "kernel_shap": {"grid": 8, "samples": 128},
+    "kernel_shap": {"grid": 5, "samples": 200},
     "constant_map": {},
     "random_map": {},
 }

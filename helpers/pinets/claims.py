@@ -8,9 +8,8 @@ from helpers.config import data_config
 from helpers.data import toyshapes
 from helpers.ledger import Ledger
 from helpers.pinets import released
-from helpers.pinets.presets import GROUPS, Groups
+from helpers.pinets.presets import GROUPS, LABELS
 
-LABELS = {name: getattr(Groups(), name).label for name in GROUPS}
 IDENTITY = 1e-6  # relative rounding of a sum of 6400 float32 numbers
 
 

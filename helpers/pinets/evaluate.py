@@ -1,8 +1,8 @@
 """The MARS report of a (model, explainer): meaningful, aligned, robust, sufficient (spec sections 1.2 and 4).
 
 Meaningful: detection rates against the masks. Aligned: does the explanation, added up, give the prediction? Robust: the
-spread over fits and the range of good thresholds, both read off many reports. Sufficient: the prediction from the explained
-part of the image alone.
+spread over fits and the range of good thresholds, both read off many reports. Sufficient: the prediction from the
+explained part of the image alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -78,11 +77,15 @@ def mars(
 ) -> dict[str, Any]:
     """The report of one model and explainer on images ``x`` [N, C, H, W], labels ``y`` [N], masks [N, 1, H, W].
 
-    ``validation``: (x, masks) on which scale and threshold are chosen for the entry ``validated``; the entry ``optimal``
-    takes the best threshold on the *test* masks, an oracle, as the paper does. ``model`` must be in eval mode.
+    ``validation``: (x, masks) on which scale and threshold are chosen for the entry ``validated``; the entry
+    ``optimal`` takes the best threshold on the *test* masks, an oracle, as the paper does. Raises ``ValueError`` if
+    ``model`` is not in eval mode, or no image of a set has a target.
     """
     if model.training:
         raise ValueError("the model is in training mode: call model.eval() first")
+    for name, some in {"test": masks, "validation": validation[1] if validation else masks}.items():
+        if not some.any():
+            raise ValueError(f"no {name} image has a target, so that detection cannot be measured: take more images")
     masks = masks[:, 0]
     logits, heat = explain(model, explainer, x)
     unit = normalise(heat)
@@ -106,8 +109,8 @@ def mars(
 def recursive_accuracy(model: nn.Module, explained: Tensor, y: Tensor) -> dict[str, float]:
     """Accuracy on the explained part of the images [N, C, H, W] alone.
 
-    Of an ensemble: by the mean logit, and beside it by ``majority`` and by the published bundle's ``legacy`` rule, which
-    averages hard votes and then takes sigmoid > 0.5: positive as soon as one member says so.
+    Of an ensemble: by the mean logit, and beside it by ``majority`` and by the published bundle's ``legacy`` rule,
+    which averages hard votes and then takes sigmoid > 0.5: positive as soon as one member says so.
     """
     if not isinstance(model, Ensemble):
         return {"accuracy": accuracy(predict(model, explained), y)}
@@ -121,7 +124,7 @@ def recursive_accuracy(model: nn.Module, explained: Tensor, y: Tensor) -> dict[s
 
 
 def alignment_residual(model: nn.Module, logits: Tensor, heat: Tensor, x: Tensor) -> float:
-    """Share of the logits' variance that no linear read-out ``c * sum(map) + d`` of the explanation gives: 0 is aligned.
+    """Share of the logits' variance that no linear read-out ``c * sum(map) + d`` of the map gives: 0 is aligned.
 
     The map is read as the model reads it (times x under a hard second look, alone under a soft one); of a model that
     reads no map, the reading that fits better. 0 up to rounding for a PiNet by construction, which this checks.
@@ -134,16 +137,17 @@ def alignment_residual(model: nn.Module, logits: Tensor, heat: Tensor, x: Tensor
         total = total - total.mean()
         explained = (total @ target) ** 2 / ((total @ total) * (target @ target)).clamp_min(1e-300)
         residuals.append(1 - float(explained))
-    return max(0.0, min(residuals))
+    return max(0.0, min(residuals)) if target.any() else 0.0  # equal logits leave nothing to read
 
 
 def identity_error(model: PiNet | Ensemble, x: Tensor) -> float:
-    """Largest ``|logit - (sum(contributions) + bias)|`` relative to the logits' size: the alignment identity, checked."""
+    """Largest ``|logit - (sum(contributions) + bias)|``, relative to logits above 1: alignment, checked."""
     with torch.inference_mode():
         output = model(x)
         members = model.members if isinstance(model, Ensemble) else [model]
-        bias = torch.stack([member.aggregator.bias for member in members]).mean(0)
-        total = model.contributions(output).double().sum((1, 2, 3)) + bias
+        bias = sum(getattr(member.aggregator, "bias", 0.0) for member in members) / len(members)  # an Area has none
+        dims = (1, 2, 3) if output.logits.ndim == 1 else (2, 3)
+        total = model.contributions(output).double().sum(dims) + bias
         return float(((output.logits - total).abs() / output.logits.abs().clamp_min(1)).max())
 
 
@@ -176,15 +180,3 @@ def _flat(scores: Tensor, target: Tensor | None) -> Tensor:
     if target is not None and scores.shape[1] > 1:
         return scores[torch.arange(len(scores)), target]
     return scores.sum(1)
-
-
-def quantiles(values: np.ndarray) -> dict[str, float]:
-    """Median, mean, sd, min and max, as the published table gives them."""
-    values = np.asarray(values, float)
-    return {
-        "median": float(np.median(values)),
-        "mean": float(values.mean()),
-        "sd": float(values.std(ddof=1)) if len(values) > 1 else float("nan"),
-        "min": float(values.min()),
-        "max": float(values.max()),
-    }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from helpers.pinets.presets import ToyShapesStudy
 from helpers.pinets.study import Shelf
 
 
+KEY_IMAGE = 13  # of the test set: one triangle among other shapes, so that a glance tells
+
+
 @dataclass(frozen=True)
 class Example:
     """One model's maps of some images. ``heat`` float32 [n, H, W], divided by the model's maximum over the test set;
@@ -25,6 +29,10 @@ class Example:
     logits: np.ndarray
     threshold: float
     record: dict[str, Any]
+
+    def at(self, rows: Sequence[int]) -> Example:
+        """The maps of some of the images."""
+        return replace(self, heat=self.heat[list(rows)], logits=self.logits[list(rows)])
 
     @property
     def naive_score(self) -> float:

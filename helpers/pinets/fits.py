@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from helpers import artifacts, runtime, training
-from helpers.config import digest
+from helpers.config import ConfigError, digest
 from helpers.data import toyshapes
 from helpers.pinets import losses
 from helpers.pinets.models import CNN, Decoder, DenseDecoder, Encoder, PiNet
-from helpers.pinets.presets import Group, Model, ToyShapesStudy
+from helpers.pinets.presets import Group, Model, ToyShapesStudy, Training
 
 # glibc hands large blocks back at each free and faults them in again: a tenth of a training step.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "2147483648"}
@@ -76,13 +76,16 @@ def build(model: Model, image_size: int) -> PiNet | CNN:
 
 
 def load(path: Path, study: ToyShapesStudy, fit: Fit) -> PiNet | CNN:
-    """The trained network in eval mode. Raises `ArtifactError` if the file is missing, damaged, or of other settings."""
+    """The trained network in eval mode; `ArtifactError` if the file is missing, damaged, or of other settings."""
     state, metadata = artifacts.load_tensors(path)
     if metadata.get("fit") != fit.name:
-        raise artifacts.ArtifactError(f"{path} holds the fit {metadata.get('fit')!r}, not {fit.name!r}: the files were swapped")
+        held = metadata.get("fit")
+        raise artifacts.ArtifactError(
+            f"{path} holds the fit {held!r}, not {fit.name!r}: it was swapped; restore it, or delete it and run again"
+        )
     if metadata.get("settings") != fit.digest(study):
         raise artifacts.ArtifactError(
-            f"{path} was trained with other settings; train with these ones (RETRAIN=True), or take the preset it belongs to"
+            f"{path} was trained with other settings; train with these ones (RETRAIN=True), or take its PRESET"
         )
     model = build(fit.settings(study).model, study.data.image_size)
     artifacts.load_state(model, state)
@@ -120,6 +123,8 @@ def replication(study: ToyShapesStudy, seed: int) -> tuple[Tensors, Tensors]:
     """(train, validation) of the data drawn with ``seed``."""
     data = tensors(toyshapes.generate(seed, **study.data.model_dump()))
     train, validation = toyshapes.split(len(data), seed)
+    if not len(validation):
+        raise ConfigError(f"{len(data)} images leave none for validation: raise data.n_images")
     return data[train], data[validation]
 
 
@@ -135,18 +140,13 @@ def test_set(study: ToyShapesStudy) -> Tensors:
 def train(fit: Fit, study: ToyShapesStudy, out: Path, progress: bool = False) -> dict[str, Any]:
     """Train one fit and keep its best weights (half precision) as ``out/weights/<name>.safetensors``; return the
     file's metadata. Continues from the checkpoint of a run that was cut off."""
-    group = fit.settings(study)
-    options = group.training
+    options = fit.settings(study).training
     fabric = training.fabric(study.device, options.precision)
     train_set, validation = replication(study, fit.data_seed)
 
-    with runtime.seeded(fit.seed, fit.group, "init"):
-        model = build(group.model, study.data.image_size).to(memory_format=torch.channels_last)
+    model = initialise(fit, study).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), options.learning_rate, options.betas, fused=True)
-    batches, expected = _batches(fit, group, train_set, fabric.device)
-    n_batches = -(-len(train_set) // options.batch_size)
-    every = max(1, n_batches // options.evaluations)
-    work = out / "work" / fit.name
+    batches, expected = _batches(fit, options, train_set, fabric.device)
     with runtime.deterministic():
         outcome = training.train(
             model,
@@ -159,25 +159,31 @@ def train(fit: Fit, study: ToyShapesStudy, out: Path, progress: bool = False) ->
             epochs=options.epochs,
             seed=runtime.stream(fit.seed, fit.group),
             evaluate=_validator(validation, fabric.device),
-            evaluate_at=range(every, n_batches + 1, every),
+            evaluate_at=evaluation_steps(options, len(train_set)),
             stop_at=1.0,
-            folder=work,
+            folder=work_folder(out, fit, study),
             progress=fit.name if progress else None,
         )
+    return keep(fit, study, out, outcome, fabric._precision.precision)
+
+
+def keep(fit: Fit, study: ToyShapesStudy, out: Path, outcome: training.Outcome, precision: str) -> dict[str, Any]:
+    """Write the best weights of a fit that has ended; return the file's metadata."""
+    group = fit.settings(study)
     metadata = {
         "fit": fit.name,
         "settings": fit.digest(study),
         "group": group.model_dump(mode="json"),
-        "accepted": outcome.score >= options.min_accuracy,
+        "accepted": outcome.score >= group.training.min_accuracy,
         "validation_accuracy": outcome.score,
         "epoch": outcome.epoch,
         "step": outcome.step,
         "epochs": outcome.epochs,
         "seconds": round(outcome.seconds, 1),
-        "precision": fabric._precision.precision,
+        "precision": precision,
     }
     artifacts.save_tensors(weights_path(out, fit), artifacts.half_precision(outcome.state), metadata)
-    (work / "checkpoint.safetensors").unlink(missing_ok=True)
+    (work_folder(out, fit, study) / "checkpoint.safetensors").unlink(missing_ok=True)
     return metadata
 
 
@@ -185,28 +191,57 @@ def weights_path(out: Path, fit: Fit) -> Path:
     return out / "weights" / f"{fit.name}.safetensors"
 
 
-def _batches(
-    fit: Fit, group: Group, data: Tensors, device: torch.device
-) -> tuple[Callable[[int], Iterator[tuple[Tensor, ...]]], float]:
-    """(batches of an epoch, labelled images in a mean batch)."""
-    options, n = group.training, len(data)
-    legacy = options.strong > 0 and options.mask_rule == "first_positives"
-    expected = 1.0
-    labelled = torch.zeros(n, dtype=torch.bool)
-    if legacy:
-        labelled = losses.first_positives(data.y, options.batch_size)
-    elif options.strong > 0:
-        positives = data.y.nonzero()[:, 0]
+def work_folder(out: Path, fit: Fit, study: ToyShapesStudy) -> Path:
+    """Checkpoint and log of a fit; a checkpoint of other settings is never taken up."""
+    return out / "work" / fit.name / fit.digest(study)
+
+
+def initialise(fit: Fit, study: ToyShapesStudy) -> PiNet | CNN:
+    """The fit's network before its first step."""
+    with runtime.seeded(fit.seed, fit.group, "init"):
+        return build(fit.settings(study).model, study.data.image_size)
+
+
+def evaluation_steps(options: Training, n_images: int) -> range:
+    """The steps of an epoch after which a fit is validated."""
+    n_batches = -(-n_images // options.batch_size)
+    every = max(1, n_batches // options.evaluations)
+    return range(every, n_batches + 1, every)
+
+
+def image_order(fit: Fit, options: Training, n_images: int, epoch: int) -> Tensor:
+    """int64 [N]: the order in which an epoch shows the training images."""
+    if _masks_by_batch(options):  # who carries a mask holds for this order alone
+        return torch.arange(n_images)
+    return torch.randperm(n_images, generator=runtime.generator(fit.seed, fit.group, "order", epoch))
+
+
+def mask_carriers(fit: Fit, options: Training, y: Tensor) -> tuple[Tensor, float]:
+    """(bool [N], the training images whose mask may be used; how many of them a mean batch holds)."""
+    labelled = torch.zeros(len(y), dtype=torch.bool)
+    if _masks_by_batch(options):
+        return losses.first_positives(y, options.batch_size), 1.0
+    if options.strong > 0:
+        positives = y.nonzero()[:, 0]
         chosen = torch.randperm(len(positives), generator=runtime.generator(fit.seed, fit.group, "masks"))
         labelled[positives[chosen[: options.mask_budget]]] = True
-        expected = max(int(labelled.sum()), 1) * options.batch_size / n
+        return labelled, max(int(labelled.sum()), 1) * options.batch_size / len(y)
+    return labelled, 1.0
+
+
+def _masks_by_batch(options: Training) -> bool:
+    return options.strong > 0 and options.mask_rule == "first_positives"
+
+
+def _batches(
+    fit: Fit, options: Training, data: Tensors, device: torch.device
+) -> tuple[Callable[[int], Iterator[tuple[Tensor, ...]]], float]:
+    """(batches of an epoch, labelled images in a mean batch)."""
+    labelled, expected = mask_carriers(fit, options, data.y)
     columns = [column.to(device) for column in (data.x, data.y, data.masks, labelled)]
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, ...]]:
-        order = torch.arange(n)
-        if not legacy:
-            order = torch.randperm(n, generator=runtime.generator(fit.seed, fit.group, "order", epoch))
-        for rows in order.to(device).split(options.batch_size):
+        for rows in image_order(fit, options, len(data), epoch).to(device).split(options.batch_size):
             yield tuple(column[rows] for column in columns)
 
     return batches, expected
@@ -264,7 +299,7 @@ def run_missing(
 
 
 def next_fit(study: ToyShapesStudy, known: Callable[[Fit], bool | None], running: set[Fit]) -> Fit | None:
-    """The fit to begin next: the lowest seed of the group least complete, so that all grow together. None: nothing left."""
+    """The fit to begin next: the lowest seed of the group least complete, so that all grow together. None: all are."""
     candidates = []
     for order, group in enumerate(study.groups):
         of_ensembles = getattr(study.group, group).ensemble

@@ -36,8 +36,8 @@ def feedback_loss(model: nn.Module, output: Output) -> Tensor:
 def mask_loss(scores: Tensor, masks: Tensor, labelled: Tensor, expected: float = 1.0) -> Tensor:
     """Strong supervision: ``sum over labelled images of mean_pixels (mask - scores)**2 / expected``.
 
-    ``masks`` [B, H, W] or [B, K, H, W]; ``labelled`` bool [B], the images whose mask may be used;
-    ``expected``, labelled images in a mean batch, so that the sum's expectation is one image's loss whatever the budget. 0 without any.
+    ``masks`` [B, H, W] or [B, K, H, W]; ``labelled`` bool [B], the images whose mask may be used; ``expected``, the
+    labelled images in a mean batch: the sum is that of one image on average, whatever the budget. 0 without any.
     """
     error = ((scores - as_batch(masks).to(scores.dtype)) ** 2).mean((1, 2, 3))
     return (error * labelled.to(error.dtype)).sum() / expected

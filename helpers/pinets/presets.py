@@ -72,6 +72,7 @@ class Groups(Settings):
 
 
 GROUPS = tuple(Groups.model_fields)
+LABELS = {name: getattr(Groups(), name).label for name in GROUPS}
 
 
 class ToyShapesStudy(Study):

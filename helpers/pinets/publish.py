@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from helpers import artifacts, config, runtime
+from helpers import artifacts, config, figures, runtime
+from helpers.pinets import examples, fits, pictures
 from helpers.pinets.presets import ToyShapesStudy
 from helpers.pinets.study import Shelf, checked, frame, working_folder
 
@@ -38,8 +39,9 @@ def publish(study: ToyShapesStudy) -> dict[str, int]:
                 _take_weights(record, new.weights, [shelf.weights, Shelf().weights])
         for path in sorted((shelf.results / "baselines").glob("*.json")):
             artifacts.atomic_write(new.results / "baselines" / path.name, path.read_bytes())
-        table = frame([new.record(name) for group in study.groups for name in new.names(group)])
+        table = frame(records_of(new, study))
         artifacts.atomic_write(new.results / "fits.csv", table.round(5).to_csv(index=False, lineterminator="\n"))
+        figures.save(_key_figure(records_of(new, study), study, new), new.results / "key_figure.png")
         made = {"settings": study.model_dump(mode="json"), "accepted": counts, "environment": runtime.environment()}
         artifacts.write_manifest(new.weights, {"data": study.data.digest(), **made})
         weights = artifacts.sha256(new.weights / artifacts.MANIFEST)
@@ -47,6 +49,16 @@ def publish(study: ToyShapesStudy) -> dict[str, int]:
         artifacts.replace_folder(new.weights, Shelf().weights)
         artifacts.replace_folder(new.results, Shelf().results)
     return counts
+
+
+def records_of(shelf: Shelf, study: ToyShapesStudy) -> list[dict[str, Any]]:
+    return [shelf.record(name) for group in study.groups for name in shelf.names(group)]
+
+
+def _key_figure(records: list[dict[str, Any]], study: ToyShapesStudy, shelf: Shelf) -> figures.Picture:
+    """The wide figure of the README."""
+    chosen = fits.test_set(study)[examples.KEY_IMAGE : examples.KEY_IMAGE + 1]
+    return pictures.key(chosen.x[0, 0], chosen.masks[0, 0], examples.maps(records, study, shelf, chosen.x))
 
 
 def _take_weights(record: dict[str, Any], target: Path, sources: list[Path]) -> None:

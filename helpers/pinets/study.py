@@ -1,12 +1,13 @@
 """The ToyShapes study: train and evaluate what is missing, or read what is shipped (the RETRAIN and REEVALUATE gates).
 
-A *record* is what is known of one fit: how its training went, its MARS report on the shared test set, and what the report
-was computed from. Records are JSON files, one a fit, written the moment they are known.
+A *record* is what is known of one fit: how its training went, its MARS report on the shared test set, and what the
+report was computed from. Records are JSON files, one a fit, written the moment they are known.
 """
 
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from helpers import artifacts, config, metrics
 from helpers.pinets import evaluate, fits
 from helpers.pinets.fits import Fit
 from helpers.pinets.models import CNN, Ensemble, PiNet
-from helpers.pinets.presets import ToyShapesStudy
+from helpers.pinets.presets import GROUPS, ToyShapesStudy
 
 STUDY = "toyshapes"
+PARTS = {"group", "fit", "training", "test", "computed_from"}  # of a record
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +48,19 @@ class Shelf:
 
     def record(self, name: str) -> dict[str, Any] | None:
         path = self.record_path(name)
-        if not path.exists():
+        if not path.exists() and not (self.shipped and name in self.names(name.split("/")[0])):
             return None
-        return artifacts.load_json(artifacts.check_file(path) if self.shipped else path)
+        record = artifacts.load_json(artifacts.check_file(path) if self.shipped else path)
+        if not isinstance(record, dict) or record.get("fit") != name or not PARTS <= set(record):
+            remedy = "restore it, or delete it and run again"
+            raise artifacts.ArtifactError(f"{path} is not the record of {name}: it was edited or swapped; {remedy}")
+        return record
 
     def names(self, group: str) -> list[str]:
-        """The records of a group, in the order of their seeds."""
-        paths = (self.results / "fits" / group).glob("*.json")
-        return [f"{group}/{seed}" for seed in sorted(int(path.stem) for path in paths)]
+        """The records of a group, in the order of their seeds: those in the folder, or that the manifest names."""
+        there = artifacts.listed(self.results) if self.shipped else (self.results / "fits" / group).glob("*.json")
+        seeds = (int(path.stem) for path in map(Path, there) if path.match(f"fits/{group}/[0-9]*.json"))
+        return [f"{group}/{seed}" for seed in sorted(seeds)]
 
     def accepted(self, fit: Fit) -> bool | None:
         """Was the fit accepted? None if it is not done: a single fit is with its record, a member of an ensemble with
@@ -83,25 +90,26 @@ def choose_shelf(study: ToyShapesStudy) -> Shelf:
 def collect(study: ToyShapesStudy) -> list[dict[str, Any]]:
     """The records of ``study.groups``, rejected fits included.
 
-    ``RETRAIN`` trains and evaluates what ``OUT`` does not hold yet; ``REEVALUATE`` computes the reports anew from the
-    weights; otherwise the records are read. All come from one shelf: what is shipped is never mixed with what is new,
-    unless ``continue_shipped`` asks for it. Raises `ArtifactError` for a record that is missing, damaged or stale.
+    ``REEVALUATE`` computes the reports of the weights at hand anew; ``RETRAIN`` trains and evaluates what ``OUT`` does
+    not hold yet; otherwise the records are read. All come from one shelf: what is shipped is never mixed with what is
+    new, unless ``continue_shipped`` asks for it. Raises `ArtifactError` for a record that is missing, damaged or stale.
     """
     shelf = choose_shelf(study)
     if study.retrain:
         artifacts.ensure_writable(working_folder(study))
+        _refuse_other_settings(study, shelf)
         if study.continue_shipped:
             _take_shipped_records(study)
+    if study.reevaluate:
+        shelf = _reevaluate(study, shelf)
+    if study.retrain:
+        _read(study, shelf)  # a stale record is better known before hours of training than after
         fits.run_missing(study, shelf.accepted, run)
         _finish_ensembles(study, shelf)
-    if study.reevaluate and not study.retrain:  # what was trained just now has been evaluated
-        shelf = _reevaluate(study, shelf)
-    records = []
+    records = _read(study, shelf)
     for group in study.groups:
-        found = [shelf.record(name) for name in shelf.names(group)]
-        if not found:
-            raise artifacts.ArtifactError(f"there are no results of {group!r} in {shelf.results}; RETRAIN=True makes them")
-        records += [checked(record, study) for record in found]
+        if all(record["group"] != group for record in records):
+            raise artifacts.ArtifactError(f"no results of {group!r} are in {shelf.results}; RETRAIN=True makes them")
     return records
 
 
@@ -123,7 +131,8 @@ def frame(records: list[dict[str, Any]]) -> pd.DataFrame:
         for level in evaluate.LEVELS:
             row[f"range_{level}"] = metrics.range_length(scores(record), level)
         rows.append(row)
-    return pd.DataFrame(rows).sort_values(["group", "seed"], ignore_index=True)
+    in_order = {name: index for index, name in enumerate(GROUPS)}
+    return pd.DataFrame(rows).sort_values(["group", "seed"], key=lambda column: column.replace(in_order), ignore_index=True)
 
 
 def scores(record: dict[str, Any]):
@@ -142,7 +151,7 @@ def summary(table: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def run(fit: Fit, study: ToyShapesStudy) -> bool:
-    """Train a fit, evaluate it, and with the last member of an ensemble the ensemble; keep all of it. Was it accepted?"""
+    """Train a fit, evaluate it, and with an ensemble's last member the ensemble; keep all of it. Was it accepted?"""
     out = working_folder(study)
     shelf = Shelf(out)
     if not shelf.weights_path(fit).exists():
@@ -226,8 +235,8 @@ def checked(record: dict[str, Any], study: ToyShapesStudy) -> dict[str, Any]:
         )
     if made["test"] != _test_digest(study):
         raise artifacts.ArtifactError(
-            f"the results of {record['fit']} were computed on another test set or by another version of the evaluation; "
-            "run with REEVALUATE=True"
+            f"the results of {record['fit']} were computed on another test set or by another version of the "
+            "evaluation; run with REEVALUATE=True"
         )
     return record
 
@@ -235,10 +244,45 @@ def checked(record: dict[str, Any], study: ToyShapesStudy) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------- many records
 
 
+def _read(study: ToyShapesStudy, shelf: Shelf) -> list[dict[str, Any]]:
+    """The records of a shelf, of these settings and of the weights that lie beside them; else `ArtifactError`."""
+    records = []
+    for group in study.groups:
+        for record in map(shelf.record, shelf.names(group)):
+            for name, made_from in checked(record, study)["computed_from"]["weights"].items():
+                path = shelf.weights / f"{name}.safetensors"
+                if path.exists() and artifacts.sha256(path) != made_from:
+                    raise artifacts.ArtifactError(
+                        f"the results of {record['fit']} were computed from other weights than {path}; run with "
+                        "REEVALUATE=True, or restore the file"
+                    )
+            records.append(record)
+    return records
+
+
+def _refuse_other_settings(study: ToyShapesStudy, shelf: Shelf) -> None:
+    """Fits of other settings in the working folder could neither be counted nor be overwritten: `ArtifactError`."""
+    for group in study.groups:
+        wanted = Fit(group, 0).digest(study)
+        made = {shelf.record_path(n): shelf.record(n)["computed_from"]["settings"] for n in shelf.names(group)}
+        for path in (shelf.weights / group).rglob("*.safetensors"):
+            made[path] = artifacts.load_tensors(path)[1].get("settings")
+        for path, settings in made.items():
+            if settings != wanted:
+                raise artifacts.ArtifactError(
+                    f"{path} was made with other data, model or training settings; choose another folder with OUT, or "
+                    "delete that one"
+                )
+
+
 def _reevaluate(study: ToyShapesStudy, shelf: Shelf) -> Shelf:
-    """The working shelf, with the reports of every fit of ``shelf`` that has its weights computed anew."""
+    """A shelf with the reports of every fit of ``shelf`` that has its weights computed anew: the same one, or where it
+    is the shipped one, ``reevaluated`` in the working folder."""
     out = working_folder(study)
     artifacts.ensure_writable(out)
+    if shelf.shipped:
+        out = out / "reevaluated"
+        shutil.rmtree(out, ignore_errors=True)
     kept = 0
     for group in study.groups:
         for name in shelf.names(group):
@@ -251,7 +295,7 @@ def _reevaluate(study: ToyShapesStudy, shelf: Shelf) -> Shelf:
             kept += record is None
             _keep(out, record or shelf.record(name))
     if kept:
-        log.warning("%d records were kept as they are: only the weights of the first fits are shipped", kept)
+        log.warning("%d records were kept as they are: their weights are not there", kept)
     return Shelf(out)
 
 

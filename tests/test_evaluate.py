@@ -1,0 +1,358 @@
+"""The MARS report is what the paper's formulas say, and each of its numbers looks at nothing that it must not see."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from helpers import attribution, metrics
+from helpers.pinets import evaluate
+from helpers.pinets.evaluate import (
+    alignment_residual,
+    default_explainer,
+    explain,
+    mars,
+    normalise,
+    own_scores,
+    predict,
+    recursive_accuracy,
+)
+from helpers.pinets.models import CNN, Decoder, Encoder, Ensemble, Output, PiNet, ScaledSum
+
+
+@torch.no_grad()
+def pinet(seed=0, **options):
+    """A PiNet of 8 x 8 images in eval mode: scores all over their range, logits on both sides of 0."""
+    torch.manual_seed(seed)
+    maps = options.pop("maps", 1)
+    model = PiNet(Encoder(1, 4, 2), Decoder(8, 2, maps), **options)
+    for _ in range(3):
+        model(torch.rand(8, 1, 8, 8))
+    model.eval()
+    model.decoder[-1].weight.mul_(2 / model.decoder(model.encoder(images(20)[0])).std())
+    model.decoder[-1].bias -= model.decoder(model.encoder(images(20)[0])).mean()
+    if model.aggregator.weight.ndim == 0:
+        model.aggregator.weight.fill_(0.7)
+        model.aggregator.bias -= model(images(20)[0]).logits.median()
+    return model
+
+
+def cnn(seed=0):
+    torch.manual_seed(seed)
+    model = CNN(Encoder(1, 4, 2, skip=True)).eval()
+    with torch.no_grad():
+        model.head.bias -= model(images(20)[0]).logits.median()
+    return model
+
+
+def images(n=20, seed=5):
+    """(x, y, masks): a bright patch in most images is what is looked for."""
+    draws = torch.Generator().manual_seed(seed)
+    masks = torch.zeros(n, 1, 8, 8)
+    for i in range(n):
+        if i % 3:
+            row, column = torch.randint(0, 5, (2,), generator=draws).tolist()
+            masks[i, 0, row : row + 3, column : column + 3] = 1
+    x = (0.5 * torch.rand(n, 1, 8, 8, generator=draws) + 0.5 * masks).clamp(0, 1)
+    return x, masks.flatten(1).amax(1), masks
+
+
+class Votes(nn.Module):
+    """A member whose logit for image i is row i of what it was given; the image's one pixel says which."""
+
+    second_look = "hard"
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = torch.tensor(logits)
+
+    def forward(self, x):
+        return Output(self.logits[x.flatten().long()], x, x)
+
+
+def ones(model, x, target=None):
+    return torch.ones(x[:, 0].shape)
+
+
+def zeros(model, x, target=None):
+    return torch.zeros(x[:, 0].shape)
+
+
+# ------------------------------------------------------------------------------------- explanations and maps
+
+
+def test_a_pinet_explains_itself_by_its_scores():
+    model, (x, _, _) = pinet(), images()
+    explained = explain(model, own_scores, x, batch_size=7)
+    output = model(x)
+    assert explained.heat.shape == (20, 8, 8)
+    assert torch.allclose(explained.heat, output.scores[:, 0], atol=1e-6)
+    assert torch.allclose(explained.logits, output.logits, atol=1e-4)
+    assert not explained.heat.requires_grad and not explained.logits.requires_grad
+
+
+def test_the_short_cut_for_own_scores_changes_nothing():
+    model, (x, _, _) = pinet(), images()
+    direct, roundabout = explain(model, own_scores, x), explain(model, lambda m, c, t: own_scores(m, c, t).detach(), x)
+    assert torch.equal(direct.heat, roundabout.heat) and torch.equal(direct.logits, roundabout.logits)
+
+
+def test_of_several_maps_the_targets_is_taken_or_all_are_added():
+    model, (x, _, _) = pinet(maps=3, aggregator=ScaledSum(3)), images(4)
+    scores = model(x).scores
+    target = torch.tensor([2, 0, 1, 2])
+    chosen = own_scores(model, x, target)
+    assert all(torch.equal(chosen[i], scores[i, target[i]]) for i in range(4))
+    assert torch.equal(own_scores(model, x), scores.sum(1))
+    assert torch.equal(own_scores(pinet(), x, target), pinet()(x).scores[:, 0]), "a single map explains the only logit"
+
+
+def test_an_ensembles_map_is_the_mean_of_its_members_weighted_ones():
+    members, (x, _, _) = [pinet(0), pinet(1)], images()
+    members[1].aggregator.weight.data.fill_(1.3)
+    expected = (0.49 * members[0](x).scores + 1.69 * members[1](x).scores)[:, 0] / 2
+    assert torch.allclose(explain(Ensemble(members).eval(), own_scores, x).heat, expected, atol=1e-6)
+
+
+def test_each_model_has_its_own_explainer():
+    assert default_explainer(pinet()) is own_scores and default_explainer(Ensemble([pinet()])) is own_scores
+    model, (x, _, _) = cnn(), images(3)
+    heat = default_explainer(model)(model, x, None)
+    expected = attribution.explainer("grad_cam", layer="encoder")(model, x, None)
+    assert torch.equal(heat, expected) and heat.shape == (3, 8, 8)
+
+
+def test_maps_are_divided_by_one_number_for_all():
+    """Property 12: the maximum over the whole set, not image by image."""
+    heat = torch.tensor([[[0.0, 2.0]], [[8.0, -4.0]]])
+    assert normalise(heat).tolist() == [[[0.0, 0.25]], [[1.0, -0.5]]]
+    assert normalise(heat, scale=2.0).tolist() == [[[0.0, 1.0]], [[4.0, -2.0]]]
+    assert normalise(torch.zeros(2, 1, 2)).tolist() == [[[0.0, 0.0]]] * 2
+    assert normalise(-heat.abs() - 1).abs().sum() == 0, "a map without evidence shows nothing"
+
+
+# ------------------------------------------------------------------------------------------------ the report
+
+
+@pytest.fixture(scope="module")
+def report():
+    model, (x, y, masks), validation = pinet(), images(), images(12, seed=6)
+    return model, x, y, masks, mars(model, own_scores, x, y, masks, (validation[0], validation[2])), validation
+
+
+def test_accuracy_is_the_share_of_images_on_the_right_side(report):
+    model, x, y, _, values, _ = report
+    logits = model(x).logits.tolist()
+    right = [(1 / (1 + math.exp(-logit)) > 0.5) == (label > 0) for logit, label in zip(logits, y, strict=True)]
+    assert 0 < values["accuracy"] < 1, "the case is not a trivial one"
+    assert values["accuracy"] == sum(map(bool, right)) / len(y)
+
+
+def test_detection_is_measured_on_maps_divided_by_their_maximum(report):
+    model, x, _, masks, values, _ = report
+    unit = (model(x).scores[:, 0] / model(x).scores.max()).detach()
+    assert values["scale"] == pytest.approx(model(x).scores.max().item())
+    assert values["naive"] == pytest.approx(metrics.mean_detection(unit, masks[:, 0]), rel=1e-5)
+    tried = [metrics.mean_detection((unit.double() > t).float(), masks[:, 0]) for t in metrics.THRESHOLDS]
+    best = max(tried, key=lambda rates: rates["score"])
+    assert values["optimal"]["score"] == pytest.approx(best["score"])
+    assert values["optimal"]["tdr"] * values["optimal"]["tar"] == pytest.approx(values["optimal"]["score"])
+    assert metrics.THRESHOLDS[tried.index(best)] == pytest.approx(values["optimal"]["threshold"])
+    assert values["curve"]["tdr"] == pytest.approx([t["tdr"] for t in tried], abs=1e-5)
+    assert values["curve"]["tar"] == pytest.approx([t["tar"] for t in tried], abs=1e-5)
+
+
+def test_negative_evidence_shows_nothing_under_the_naive_strategy():
+    def signed(model, x, target=None):
+        return x[:, 0] - 0.5
+
+    model, (x, y, masks) = pinet(), images()
+    values = mars(model, signed, x, y, masks)
+    unit = (x[:, 0] - 0.5).clamp_min(0) / (x.max() - 0.5)
+    assert values["naive"] == pytest.approx(metrics.mean_detection(unit, masks[:, 0]), rel=1e-5)
+
+
+def test_the_shift_is_the_accuracy_lost_on_the_explained_part(report):
+    model, x, y, _, values, _ = report
+    unit = model(x).scores / model(x).scores.max()
+    again = predict(model, unit * x)
+    assert values["recursive"]["accuracy"] == ((again > 0) == (y > 0)).double().mean()
+    assert values["shift"] == values["accuracy"] - values["recursive"]["accuracy"]
+
+
+def test_the_explained_part_is_what_the_map_marks_of_either_sign():
+    """Spec section 4.4: the absolute value of the normalised map times the image."""
+    model, (x, y, masks) = pinet(), images()
+    minus = mars(model, lambda m, c, t: torch.where(c[:, 0] > 0.99, 1.0, -1.0), x, y, masks)
+    assert minus["recursive"]["accuracy"] == minus["accuracy"], "|-1| times the image is the image"
+
+
+def test_without_validation_images_nothing_is_said_of_them():
+    model, (x, y, masks) = pinet(), images()
+    assert "validated" not in mars(model, own_scores, x, y, masks)
+
+
+def test_a_report_does_not_depend_on_batches_and_leaves_the_model_as_it_was(report):
+    model, x, y, masks, values, validation = report
+    before = copy.deepcopy(model.state_dict())
+    again = mars(model, lambda m, c, t: own_scores(m, c, t).detach(), x, y, masks, (validation[0], validation[2]))
+    assert again["optimal"] == values["optimal"] and again["recursive"] == values["recursive"]
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items()) and not model.training
+
+
+def test_what_cannot_be_measured_is_refused():
+    model, (x, y, masks) = pinet(), images()
+    with pytest.raises(ValueError, match="call model.eval\\(\\) first"):
+        mars(model.train(), own_scores, x, y, masks)
+    model.eval()
+    with pytest.raises(ValueError, match="no test image has a target"):
+        mars(model, own_scores, x, y, torch.zeros_like(masks))
+    with pytest.raises(ValueError, match="no validation image has a target"):
+        mars(model, own_scores, x, y, masks, (x, torch.zeros_like(masks)))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        mars(model, lambda m, c, t: c[:, 0] / 0, x, y, masks)
+
+
+# --------------------------------------------------------------------------------- validated, without oracle
+
+
+def test_scale_and_threshold_come_from_the_validation_images(report):
+    model, x, _, masks, values, (own_x, _, own_masks) = report
+    own = model(own_x).scores[:, 0].detach()
+    tried = [
+        metrics.mean_detection((own.double() / own.max() > t).float(), own_masks[:, 0])["score"]
+        for t in metrics.THRESHOLDS
+    ]
+    threshold = metrics.THRESHOLDS[int(np.argmax(tried))]
+    assert values["validated"]["threshold"] == threshold
+    marked = (model(x).scores[:, 0].detach() / own.max()).double() > threshold
+    expected = metrics.mean_detection(marked.float(), masks[:, 0])
+    assert values["validated"] == pytest.approx(expected | {"threshold": threshold})
+    assert values["validated"]["score"] <= values["optimal"]["score"] + 1e-9 or own.max() != values["scale"]
+
+
+def test_no_test_mask_is_looked_at_in_choosing_the_threshold(report):
+    model, x, y, masks, values, validation = report
+    other = mars(model, own_scores, x, y, masks.roll(3, 2).flip(0), (validation[0], validation[2]))
+    assert other["optimal"] != values["optimal"], "the oracle does look"
+    assert other["validated"]["threshold"] == values["validated"]["threshold"]
+    third = mars(model, own_scores, x, y, masks, (validation[0], 1 - validation[2]))
+    assert third["validated"]["threshold"] != values["validated"]["threshold"], "but the validation masks are"
+
+
+# ------------------------------------------------------------------------------------------------ sufficient
+
+
+@pytest.mark.parametrize("make", [pinet, cnn])
+def test_a_map_of_ones_keeps_every_prediction(make):
+    """Property 13."""
+    model, (x, y, masks) = make(), images()
+    values = mars(model, ones, x, y, masks)
+    assert values["recursive"]["accuracy"] == values["accuracy"] and values["shift"] == 0
+
+
+@pytest.mark.parametrize("make", [pinet, cnn])
+def test_a_map_of_zeros_makes_every_prediction_the_same(make):
+    """Property 13."""
+    model, (x, y, masks) = make(), images()
+    share = float(y.mean())
+    assert mars(model, zeros, x, y, masks)["recursive"]["accuracy"] in (pytest.approx(share), pytest.approx(1 - share))
+
+
+def legacy_rule(logits):
+    """Spec section 4.4: the members' hard votes are averaged, and the average goes through sigmoid > 0.5."""
+    votes = [1.0 if logit > 0 else 0.0 for logit in logits]
+    return 1 / (1 + math.exp(-sum(votes) / len(votes))) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("logits", "by_mean", "by_majority", "by_or"),
+    [
+        ((1.0, -5.0, -5.0), False, False, True),
+        ((5.0, -1.0, -1.0), True, False, True),
+        ((1.0, 1.0, -5.0), False, True, True),
+        ((1.0, 1.0, 1.0), True, True, True),
+        ((-1.0, -1.0, -1.0), False, False, False),
+    ],
+)
+def test_three_rules_of_voting_differ_where_they_should(logits, by_mean, by_majority, by_or):
+    """Property 16. The legacy rule is an OR: positive as soon as one member says so."""
+    ensemble = Ensemble([Votes([logit]) for logit in logits])
+    positive = recursive_accuracy(ensemble, torch.zeros(1, 1, 1, 1), torch.ones(1))
+    assert positive == {"accuracy": by_mean, "majority": by_majority, "legacy": by_or}
+    negative = recursive_accuracy(ensemble, torch.zeros(1, 1, 1, 1), torch.zeros(1))
+    assert negative == {name: 1 - value for name, value in positive.items()}
+    # bundle: sigmoid(0) > 0.5 is false, so no vote at all is the only way to a negative
+    assert legacy_rule(logits) == by_or
+
+
+def test_voting_is_counted_over_images():
+    ensemble = Ensemble([Votes([1.0, -1.0, 1.0, -1.0]), Votes([-3.0, -1.0, 1.0, 3.0])])
+    index = torch.arange(4.0).reshape(4, 1, 1, 1)
+    values = recursive_accuracy(ensemble, index, torch.tensor([1.0, 0.0, 1.0, 1.0]))
+    assert values == {"accuracy": 0.75, "majority": 0.5, "legacy": 1.0}, "a tie is no majority"
+
+
+def test_an_ensemble_of_copies_is_as_sufficient_as_the_model():
+    """Property 16: the common factor weight**2 cancels in the normalised map."""
+    model, (x, y, masks) = pinet(), images()
+    ensemble = Ensemble([model, copy.deepcopy(model), copy.deepcopy(model)]).eval()
+    alone, together = mars(model, own_scores, x, y, masks), mars(ensemble, own_scores, x, y, masks)
+    assert set(together["recursive"].values()) == {alone["recursive"]["accuracy"]}
+    for strategy in ("naive", "optimal"):
+        assert together[strategy] == pytest.approx(alone[strategy], rel=1e-5), strategy
+
+
+# --------------------------------------------------------------------------------------------------- aligned
+
+
+@pytest.mark.parametrize("options", [{}, {"second_look": "soft"}, {"activation": "tanh"}])
+def test_a_pinet_leaves_no_variance_unexplained(options):
+    model, (x, y, masks) = pinet(**options), images()
+    assert mars(model, own_scores, x, y, masks)["alignment_residual"] < 1e-6
+
+
+def test_neither_does_an_ensemble():
+    x, y, masks = images()
+    assert mars(Ensemble([pinet(0), pinet(1)]).eval(), own_scores, x, y, masks)["alignment_residual"] < 1e-6
+
+
+def test_grad_cam_leaves_some():
+    model, (x, y, masks) = cnn(), images()
+    assert mars(model, default_explainer(model), x, y, masks)["alignment_residual"] > 0.01
+
+
+def test_neither_is_another_map_an_aligned_explanation_of_a_pinet():
+    """Only the map that was added up is: the residual sees through a map that merely looks alike."""
+    model, (x, _, _) = pinet(), images()
+    logits, heat = explain(model, own_scores, x)
+    assert alignment_residual(model, logits, heat**2, x) > 1e-3
+    assert alignment_residual(model, logits, heat[torch.randperm(20)], x) > 1e-3
+
+
+def test_the_residual_is_what_a_least_squares_line_leaves():
+    model, (x, _, _) = cnn(), images()
+    logits, heat = explain(model, default_explainer(model), x)
+    left = []
+    for total in (heat.sum((1, 2)), (heat * x[:, 0]).sum((1, 2))):
+        total, wanted = total.double().numpy(), logits.double().numpy()
+        line = np.polyval(np.polyfit(total, wanted, 1), total)
+        left.append(((wanted - line) ** 2).sum() / ((wanted - wanted.mean()) ** 2).sum())
+    assert alignment_residual(model, logits, heat, x) == pytest.approx(min(left), rel=1e-6)
+    soft = pinet(second_look="soft")
+    assert alignment_residual(soft, logits, heat, x) == pytest.approx(left[0], rel=1e-6), "read as the model reads it"
+    assert alignment_residual(pinet(), logits, heat, x) == pytest.approx(left[1], rel=1e-6)
+
+
+def test_equal_logits_need_no_explanation():
+    model, (x, _, _) = pinet(), images()
+    heat = explain(model, own_scores, x).heat
+    assert alignment_residual(model, torch.full((20,), 3.0), heat, x) == 0
+    assert alignment_residual(model, torch.arange(20.0), torch.zeros(20, 8, 8), x) == 1, "an empty map explains nothing"
+
+
+def test_levels_of_satisfaction_are_the_published_ones():
+    assert evaluate.LEVELS == (0.5, 0.75, 0.9)
