@@ -117,7 +117,8 @@ def sheet(
     head = max(title.count("\n") + 1 for title, _ in pictures) * (text + 5) + 4
     rows = math.ceil(len(pictures) / columns)
     foot = text + gap if caption else 0
-    page = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + head + gap) + gap + foot), "white")
+    width = max(columns * (side + gap) + gap, math.ceil(font.getlength(caption)) + 2 * gap)
+    page = Image.new("RGB", (width, rows * (side + head + gap) + gap + foot), "white")
     draw = ImageDraw.Draw(page)
     for index, (title, picture) in enumerate(pictures):
         left, top = gap + index % columns * (side + gap), gap + index // columns * (side + head + gap)

@@ -230,7 +230,7 @@ def test_scale_and_threshold_come_from_the_validation_images(report):
     assert values["validated"]["threshold"] == threshold
     marked = (model(x).scores[:, 0].detach() / own.max()).double() > threshold
     expected = metrics.mean_detection(marked.float(), masks[:, 0])
-    assert values["validated"] == pytest.approx(expected | {"threshold": threshold})
+    assert values["validated"] == pytest.approx(expected | {"threshold": threshold, "scale": float(own.max())})
     assert values["validated"]["score"] <= values["optimal"]["score"] + 1e-9 or own.max() != values["scale"]
 
 

@@ -25,11 +25,17 @@ def one_thread():
 
 
 @pytest.fixture
-def calm_adam(monkeypatch):
-    """Adam divides a gradient by its size, so that one which is zero but for rounding (of a bias before batch norm)
-    moves a weight by the full rate in a direction that chance decides. A larger epsilon keeps such weights in place,
-    and all weights can be compared."""
-    monkeypatch.setattr(torch.optim, "Adam", functools.partial(torch.optim.Adam, eps=0.1))
+def float64(monkeypatch):
+    """Everything in double precision. In single precision two equal courses of training part within a few steps: Adam
+    divides a gradient by its size, so that one which is zero but for rounding (of a bias before batch norm, say) moves
+    a weight by the full rate in a direction that rounding decides."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    monkeypatch.setattr(artifacts, "half_precision", dict)
+    torch.set_default_dtype(torch.float64)
+    fits.replication.cache_clear()
+    yield
+    torch.set_default_dtype(torch.float32)
+    fits.replication.cache_clear()
 
 
 def tiny(**overrides) -> ToyShapesStudy:
@@ -61,48 +67,45 @@ def history(out, fit, study) -> list[dict[str, float]]:
     return [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(text)]
 
 
-def assert_equal_fits(batch, study, tmp_path):
+def assert_equal_fits(batch, study, tmp_path, tolerance):
     """Weights and running statistics, what was selected when, and the course of the loss. Returns the metadata."""
     found = train_together(batch, study, tmp_path / "together")
     assert set(found) == set(batch)
     for fit in batch:
         alone = fits.train(fit, study, tmp_path / "alone")
-        timeless = {key: value for key, value in found[fit].items() if key != "seconds"}
-        assert timeless == {key: value for key, value in alone.items() if key != "seconds"}
+        assert {**found[fit], "seconds": 0} == {**alone, "seconds": 0}
         rows, expected_rows = (history(tmp_path / way, fit, study) for way in ("together", "alone"))
         for row, expected in zip(rows, expected_rows, strict=True):
-            assert row == pytest.approx(expected, rel=2e-3, abs=1e-4, nan_ok=True)
+            assert row == pytest.approx(expected, rel=tolerance, nan_ok=True)
         states = [artifacts.load_tensors(fits.weights_path(tmp_path / way, fit)) for way in ("together", "alone")]
         (state, metadata), (expected_state, _) = states
         assert metadata == found[fit]
         assert set(state) == set(expected_state)
         for name, tensor in expected_state.items():
             assert state[name].dtype == tensor.dtype, name
-            torch.testing.assert_close(state[name], tensor, rtol=5e-3, atol=2e-3, msg=name)
+            torch.testing.assert_close(state[name], tensor, rtol=tolerance, atol=tolerance, msg=name)
     return found
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_each_fit_is_the_one_trained_alone(group, tmp_path, calm_adam):
-    found = assert_equal_fits(some(group), tiny(), tmp_path)
-    assert len({tuple(m[key] for key in ("epoch", "step", "validation_accuracy")) for m in found.values()}) > 1
+def test_each_fit_is_the_one_trained_alone(group, tmp_path, float64):
+    assert_equal_fits(some(group), tiny(), tmp_path, tolerance=1e-4)
 
 
-def test_masks_given_by_a_budget_go_to_the_same_images(tmp_path, calm_adam):
+@pytest.mark.parametrize("group", ["cnn", "pinet"])
+def test_in_single_precision_to_what_half_precision_keeps(group, tmp_path, monkeypatch):
+    """After a few steps, and with an Adam that keeps weights in place whose gradient is nothing but rounding."""
+    monkeypatch.setattr(torch.optim, "Adam", functools.partial(torch.optim.Adam, eps=0.1))
+    study = tiny(**{"group__*__training__epochs": 1, "group__*__training__evaluations": 1})
+    assert_equal_fits(some(group), study, tmp_path, tolerance=5e-3)
+
+
+def test_masks_given_by_a_budget_go_to_the_same_images(tmp_path, float64):
     study = tiny(group__strong__training__mask_rule="budget", group__strong__training__mask_budget=5)
-    assert_equal_fits(some("strong", 2), study, tmp_path)
+    assert_equal_fits(some("strong", 2), study, tmp_path, tolerance=1e-4)
 
 
-def test_without_the_larger_epsilon_the_losses_still_agree(tmp_path):
-    study, batch = tiny(group__pinet__training__epochs=1), some("pinet")
-    train_together(batch, study, tmp_path / "together")
-    for fit in batch:
-        fits.train(fit, study, tmp_path / "alone")
-        rows, expected = (history(tmp_path / way, fit, study) for way in ("together", "alone"))
-        assert rows[0] == pytest.approx(expected[0], rel=1e-3, nan_ok=True)
-
-
-def test_fits_that_end_early_leave_the_stack_and_the_others_go_on(tmp_path, calm_adam, monkeypatch):
+def test_fits_that_end_early_leave_the_stack_and_the_others_go_on(tmp_path, float64, monkeypatch):
     sizes = []
     select = together.Stack.select
 
@@ -111,9 +114,9 @@ def test_fits_that_end_early_leave_the_stack_and_the_others_go_on(tmp_path, calm
         return select(stack, rows)
 
     monkeypatch.setattr(together.Stack, "select", recorded)
-    found = assert_equal_fits(some("cnn", 5), tiny(group__cnn__training__epochs=12), tmp_path)
+    found = assert_equal_fits(some("cnn", 5), tiny(group__cnn__training__epochs=12), tmp_path, 1e-3)
     ends = {metadata["epochs"] for metadata in found.values()}
-    assert len(ends) > 2 and min(ends) < 12, "the setting should let fits end at different times"
+    assert len(ends) > 1 and min(ends) < 12, "the setting should let fits end at different times"
     assert sizes and all(2 * after <= before for before, after in sizes)
 
 
@@ -137,8 +140,8 @@ def test_a_fit_is_kept_the_moment_it_ends(tmp_path, monkeypatch):
 
     asked = []
     monkeypatch.setattr(together, "train_together", lambda fits_, *_, **__: asked.extend(fits_))
-    together.run_missing(study.model_copy(update={"groups": ("cnn",), "fits": 3}), lambda fit: None,
-                         lambda fit, study: True, tmp_path, size=3)
+    study = study.override({"groups": ("cnn",), "fits": 3})
+    together.run_missing(study, lambda fit: None, lambda fit, study: True, tmp_path, size=3)
     assert asked == [fit for fit in batch if fit not in kept]
 
 
@@ -160,7 +163,6 @@ def test_dropout_repeats_to_the_bit_and_differs_between_fits(tmp_path):
         torch.manual_seed(len(way))  # the global stream must not matter
         train_together(batch, study, tmp_path / way)
     for fit in batch:
-        assert fits.weights_path(tmp_path / "first", fit).read_bytes() != b""
         states = [artifacts.load_tensors(fits.weights_path(tmp_path / way, fit))[0] for way in ("first", "second")]
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 

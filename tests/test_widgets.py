@@ -66,7 +66,7 @@ def test_an_outline_runs_inside_the_region_along_its_edge_only():
 def test_a_sheet_lays_its_pictures_out_in_rows():
     pictures = [(f"title {level}\nsecond line", np.full((10, 10, 3), level, np.uint8)) for level in (60, 120, 180)]
     page = opened(widgets.sheet(pictures, columns=2, caption="what it is", side=40))
-    assert page.shape[1] == 2 * 40 + 3 * 12
+    assert page.shape[1] >= 2 * 40 + 3 * 12
     for level in (60, 120, 180):
         assert (page == level).all(2).sum() >= 0.9 * 40 * 40
 

@@ -139,7 +139,8 @@ class Controls:
     def _show_drawing(self, explorer: Explorer) -> None:
         drawing, chosen = explorer.drawing, explorer.state.cell
         for index, (button, cell) in enumerate(zip(self.cells, drawing.cells, strict=True)):
-            button.description = GLYPHS[cell.shape][cell.hollow] if cell.shape != "void" else ""
+            # a button whose text becomes empty keeps the old one on the page: a blank is a text
+            button.description = "\N{NO-BREAK SPACE}" if cell.shape == "void" else GLYPHS[cell.shape][cell.hollow]
             button.style.button_color, button.style.text_color = _grey(drawing.background), _grey(cell.shade)
             button.style.font_size = f"{14 + cell.side // 2}px"
             button.layout.border = f"3px solid {'#3d9bff' if index == chosen else 'transparent'}"

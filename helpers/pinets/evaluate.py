@@ -168,7 +168,7 @@ def _validated(
     scale = float(own.max())
     chosen = metrics.detection_curve(normalise(own, scale), own_masks[:, 0])
     threshold = chosen.thresholds[chosen.best : chosen.best + 1]
-    return _at(metrics.detection_curve(normalise(heat, scale), masks, threshold), 0)
+    return {"scale": scale, **_at(metrics.detection_curve(normalise(heat, scale), masks, threshold), 0)}
 
 
 def _at(curve: metrics.DetectionCurve, index: int) -> dict[str, float]:

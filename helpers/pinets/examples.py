@@ -15,7 +15,6 @@ from helpers.pinets.models import Ensemble
 from helpers.pinets.presets import ToyShapesStudy
 from helpers.pinets.study import Shelf
 
-
 KEY_IMAGE = 13  # of the test set: one triangle among other shapes, so that a glance tells
 
 

@@ -20,7 +20,7 @@ from helpers.figures import BLACK, GREY, LIGHT, Picture, offsets, picture, style
 from helpers.metrics import detection_range
 from helpers.pinets import released
 from helpers.pinets.evaluate import LEVELS
-from helpers.pinets.presets import GROUPS, LABELS
+from helpers.pinets.presets import GROUPS, LABELS, Groups
 from helpers.pinets.study import scores
 
 COLOURS = {"cnn": GREY, "naive": shared.ORANGE, "soft": shared.SKY, "pinet": shared.BLUE, "feedback": shared.GREEN,

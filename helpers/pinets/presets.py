@@ -101,7 +101,7 @@ class ToyShapesStudy(Study):
     attempts: int = Field(200, ge=1, description="seeds tried before a group or an ensemble is given up")
     test_images: int = Field(1000, ge=2, description="images of the shared test set")
     baseline_fits: int = Field(5, ge=1, description="CNNs on which the post-hoc methods are compared")
-    baseline_images: int = Field(100, ge=2, description="test images of that comparison")
+    baseline_images: int = Field(50, ge=2, description="test images of that comparison")
     workers: int = Field(1, ge=1, description="fits trained side by side, each with its share of the cores")
     continue_shipped: bool = Field(False, description="with RETRAIN: count fits whose record is shipped as done")
     data: ToyShapesSettings = ToyShapesSettings()

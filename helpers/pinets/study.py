@@ -131,8 +131,8 @@ def frame(records: list[dict[str, Any]]) -> pd.DataFrame:
         for level in evaluate.LEVELS:
             row[f"range_{level}"] = metrics.range_length(scores(record), level)
         rows.append(row)
-    in_order = {name: index for index, name in enumerate(GROUPS)}
-    return pd.DataFrame(rows).sort_values(["group", "seed"], key=lambda column: column.replace(in_order), ignore_index=True)
+    rows.sort(key=lambda row: (GROUPS.index(row["group"]), row["seed"]))
+    return pd.DataFrame(rows)
 
 
 def scores(record: dict[str, Any]):

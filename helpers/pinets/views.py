@@ -177,8 +177,13 @@ class Open:
         return self.record["test"]["scale"]
 
     def threshold(self, rule: str) -> float:
-        """The fit's best threshold by ``rule``: the ``oracle`` saw the test masks, ``validation`` did not."""
-        return self.record["test"][RULES[rule]]["threshold"]
+        """The fit's best threshold by ``rule``: the ``oracle`` saw the test masks, ``validation`` did not.
+
+        The latter holds for maps divided by their maximum over the validation images; here they are by the test set's.
+        """
+        entry = self.record["test"][RULES[rule]]
+        value = entry["threshold"] * entry.get("scale", self.scale) / self.scale if self.scale > 0 else entry["threshold"]
+        return min(max(value, float(metrics.THRESHOLDS[0])), float(metrics.THRESHOLDS[-1]))
 
 
 class Fits:
