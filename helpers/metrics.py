@@ -62,8 +62,7 @@ def detection_curve(heat: Tensor, masks: Tensor, thresholds: np.ndarray = THRESH
     if (np.diff(thresholds) < 0).any():
         raise ValueError("thresholds must ascend")
     n, bins = len(heat), len(thresholds) + 1
-    # bucket b: the b lowest thresholds are below the pixel's value, so the pixel survives those with index < b
-    bucket = torch.bucketize(heat.double().flatten(1), torch.from_numpy(thresholds).to(heat.device), out_int32=True)
+    bucket = _exceeded(heat.flatten(1), thresholds)  # the pixel survives the thresholds with a lower index
     bucket += torch.arange(n, device=heat.device, dtype=torch.int32)[:, None] * bins
     inside = masks.flatten(1) > 0
     total = torch.bincount(bucket.flatten(), minlength=n * bins).view(n, bins).double()
@@ -86,9 +85,38 @@ def range_length(score: np.ndarray, level: float, thresholds: np.ndarray = THRES
     return float(np.log10(ends[1]) - np.log10(ends[0])) if ends else 0.0
 
 
+def _exceeded(values: Tensor, thresholds: np.ndarray) -> Tensor:
+    """int32, the shape of ``values``: how many of the ascending ``thresholds`` (float64) each value is greater than.
+
+    A float32 is greater than a float64 exactly if it is greater than the next float32 below that. The upper half of
+    its bits puts a float32 into one of 2**16 cells, in the order of the values; a table says how many thresholds lie in
+    lower cells, and only those in the same cell remain to compare with: several times as fast as a binary search.
+    """
+    exact = torch.from_numpy(np.asarray(thresholds, np.float64))
+    edges = exact.float()
+    edges = torch.where(edges > exact, edges.nextafter(torch.tensor(-torch.inf)), edges) + 0.0  # + 0.0 makes -0.0 0.0
+    cells = _cells(edges)
+    comparisons = int(cells.unique(return_counts=True)[1].max())
+    if values.dtype == torch.float64 or comparisons > 8:
+        return torch.bucketize(values.double(), exact.to(values.device), out_int32=True)
+    lower = torch.searchsorted(cells, torch.arange(2**16, dtype=torch.int32), out_int32=True).to(values.device)
+    edges = torch.cat([edges, torch.tensor([torch.inf])]).to(values.device)
+    values = values.float()
+    count = lower.index_select(0, _cells(values).flatten()).view(values.shape)
+    for _ in range(comparisons):
+        count += values > edges.index_select(0, count.flatten()).view(values.shape)
+    return count
+
+
+def _cells(values: Tensor) -> Tensor:
+    """int32 in [0, 2**16): the upper half of float32 bits, put in the order of the values."""
+    bits = values.contiguous().view(torch.int32)
+    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> 16) + 2**15
+
+
 def _checked(heat: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     if heat.shape != masks.shape or heat.ndim != 3:
         raise ValueError(f"heat and masks must both be [N, H, W], not {tuple(heat.shape)} and {tuple(masks.shape)}")
-    if not bool(torch.isfinite(heat).all()):
+    if heat.numel() and not all(torch.isfinite(extreme) for extreme in heat.aminmax()):
         raise ValueError("heat holds NaN or infinite values")
     return heat, masks

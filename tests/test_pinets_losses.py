@@ -104,6 +104,7 @@ def test_feedback_shows_the_net_no_negative_pixels():
 
 
 def test_feedback_has_gradients_through_both_passes(model, batch):
+    """Through the first scores, through the second, and through the signal that the second were made of."""
     weight = model.encoder[0].body[0].weight
     output = model(batch[0])
     whole = gradient(feedback_loss(model, output), weight)
@@ -115,8 +116,9 @@ def test_feedback_has_gradients_through_both_passes(model, batch):
         return ((out.scores - again) ** 2).mean()
 
     first = gradient(second_pass_held(model, output), weight)
-    assert whole.abs().sum() > 0 and still.abs().sum() > 0
-    assert not torch.allclose(whole, still, rtol=1e-2) and not torch.allclose(whole, first, rtol=1e-2)
+    assert still.abs().sum() > 0 and first.abs().sum() > 0
+    for part in (still, first, still + first):
+        assert not torch.allclose(whole, part, rtol=1e-2)
 
 
 def test_feedback_needs_no_masks(model, batch):

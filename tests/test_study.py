@@ -279,7 +279,7 @@ def test_a_digest_is_of_the_settings_that_the_weights_depend_on():
         assert fit.digest(small(**same)) == fit.digest(base), same
     for other in ({"data.hollow": 0.5}, {"group.pinet.model.width": 5}, {"group.pinet.training.epochs": 4}):
         assert fit.digest(small(**other)) != fit.digest(base), other
-    assert Fit("pinet", 0).digest(ToyShapesStudy()) == "a3e37ae2cf47", "records that are shipped depend on it"
+    assert Fit("pinet", 0).digest(ToyShapesStudy()) == "b10eb4f0576b", "records that are shipped depend on it"
 
 
 # -------------------------------------------------------------------------------------------------- the gates
@@ -317,7 +317,12 @@ def test_without_the_gates_records_are_read_and_nothing_is_trained(tmp_path, no_
 
 def test_rejected_fits_are_reported_and_left_out_of_the_medians(tmp_path, monkeypatch):
     ends = iter([0.5, 1.0, 0.75, 1.0])
-    monkeypatch.setattr(fits, "_validator", lambda *_: lambda model, best, score=next(ends): score)
+
+    def validator(*_):
+        score = next(ends)
+        return lambda model, best: score
+
+    monkeypatch.setattr(fits, "_validator", validator)
     records = retrain(tmp_path, groups=["pinet"], **{"group.*.training.min_accuracy": 0.9})
     table = frame(records)
     assert table.accepted.tolist() == [False, True, False, True] and table.seed.tolist() == [0, 1, 2, 3]
@@ -457,7 +462,6 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(tmp_path):
     assert ends[0] == 0 and ends[-1] == 0, done.stderr
     assert ends[1:-1].count(-signal.SIGKILL) == len(ends) - 2 and len(ends) > 8, (ends, done.stderr)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
-    assert not list((tmp_path / "cut").rglob("checkpoint.safetensors"))
 
 
 def test_two_workers_make_the_records_of_one(tmp_path):
@@ -506,10 +510,10 @@ def test_what_is_published_is_verified_and_read_without_out(made, elsewhere, no_
 
 
 def test_weights_of_the_first_fits_only_are_shipped_and_records_of_all(made, elsewhere, monkeypatch):
-    monkeypatch.setattr(publish, "SHIPPED", {"pinet": 1, "ensemble": 0})
+    monkeypatch.setattr(publish, "SHIPPED", {"pinet": 1, "ensemble": 1})
     publish.publish(made)
     assert sorted(path.name for path in (elsewhere / "weights" / "toyshapes" / "pinet").iterdir()) == ["0.safetensors"]
-    assert not (elsewhere / "weights" / "toyshapes" / "ensemble").exists()
+    assert len(list((elsewhere / "weights" / "toyshapes" / "ensemble" / "0").iterdir())) == 2, "an ensemble is whole"
     assert len(collect(made.override({"out": "", "groups": ["pinet"]}))) == 2
     assert artifacts.verify_tree(elsewhere)[0] == []
 

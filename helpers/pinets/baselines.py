@@ -77,7 +77,8 @@ def evaluate_fit(fit: Fit, study: ToyShapesStudy, shelf: Shelf) -> dict[str, Any
 def frame(records) -> pd.DataFrame:
     rows = []
     for record in records:
-        for method, report in record["methods"].items():
+        for method in METHODS:
+            report = record["methods"][method]
             row = {"method": method, "fit": record["fit"], "recursive": report["recursive"]["accuracy"]}
             row |= {name: report[name] for name in ("accuracy", "shift", "alignment_residual")}
             row |= {f"{kind}_score": report[kind]["score"] for kind in ("naive", "optimal", "validated")}

@@ -181,9 +181,9 @@ class Open:
 
         The latter holds for maps divided by their maximum over the validation images; here they are by the test set's.
         """
-        entry = self.record["test"][RULES[rule]]
-        value = entry["threshold"] * entry.get("scale", self.scale) / self.scale if self.scale > 0 else entry["threshold"]
-        return min(max(value, float(metrics.THRESHOLDS[0])), float(metrics.THRESHOLDS[-1]))
+        entry, low, high = self.record["test"][RULES[rule]], *metrics.THRESHOLDS[[0, -1]].tolist()
+        own_scale = entry.get("scale", self.scale)
+        return min(max(entry["threshold"] * own_scale / (self.scale or 1), low), high)
 
 
 class Fits:

@@ -1,0 +1,47 @@
+"""The comparison of post-hoc methods: the same report for each, resumed, and stale ones refused."""
+
+import pytest
+from shelves import TINY, untrained
+
+from helpers.artifacts import ArtifactError
+from helpers.pinets import baselines
+
+FEW = {"gradient": {}, "constant_map": {}}
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(baselines, "METHODS", FEW)
+    study, _ = untrained(tmp_path, TINY | {"groups": ["cnn"], "baseline_images": 8, "baseline_fits": 2})
+    return study.override({"out": str(tmp_path)})
+
+
+def test_every_method_is_measured_on_every_cnn_and_read_back(trained):
+    computed = baselines.collect(trained.override({"reevaluate": True}))
+    assert set(zip(computed.method, computed.fit, strict=True)) == {(m, f"cnn/{s}") for m in FEW for s in (0, 1)}
+    assert baselines.collect(trained).equals(computed)
+
+
+def test_a_constant_map_leaves_the_image_and_so_the_prediction_as_they_are(trained):
+    constant = baselines.collect(trained.override({"reevaluate": True})).query("method == 'constant_map'")
+    assert (constant["shift"] == 0).all()
+
+
+def test_a_run_that_was_cut_off_goes_on(trained, monkeypatch):
+    retraining = trained.override({"retrain": True})
+    baselines.collect(retraining.override({"baseline_fits": 1}))
+    done, evaluate_fit = [], baselines.evaluate_fit
+    monkeypatch.setattr(baselines, "evaluate_fit", lambda fit, *rest: done.append(fit.seed) or evaluate_fit(fit, *rest))
+    baselines.collect(retraining)
+    assert done == [1]
+
+
+def test_those_of_other_settings_are_refused_with_the_remedy(trained):
+    baselines.collect(trained.override({"reevaluate": True}))
+    with pytest.raises(ArtifactError, match="REEVALUATE=True"):
+        baselines.collect(trained.override({"baseline_images": 9}))
+
+
+def test_without_any_the_remedy_is_named(trained):
+    with pytest.raises(ArtifactError, match="there are no baselines .* REEVALUATE=True"):
+        baselines.collect(trained)

@@ -1,0 +1,95 @@
+"""The claims about ToyShapes: each verdict follows from the medians by the rule, and nothing is decided on few fits."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers.ledger import Ledger
+from helpers.pinets import claims, released, tables
+from helpers.pinets.presets import GROUPS, ToyShapesStudy
+
+METRICS = ("accuracy", "naive_score", "optimal_score", "recursive", "shift", "legacy_recursive", "legacy_shift")
+
+
+def fits_like_the_released(n=5, **changes):
+    """A table of ``n`` accepted fits a group whose medians are the released ones, but for ``changes`` by column."""
+    rows = []
+    for group in GROUPS:
+        values = {metric: released.TABLE[group].get(metric, (0.9,))[0] for metric in METRICS}
+        values |= {"alignment_residual": 1e-14, "validated_score": values["optimal_score"] - 0.01}
+        values |= {"majority_recursive": values["recursive"]}
+        values |= {f"range_{level}": 1.0 for level in (0.5, 0.75, 0.9)}
+        values |= {"range_0.9": 2.0 if group == "feedback" else 1.0}
+        for seed, nudge in enumerate(np.linspace(-1e-4, 1e-4, n)):
+            row = {name: value + nudge for name, value in values.items() if name != "alignment_residual"}
+            rows.append({**row, **changes, "alignment_residual": 1e-14, "group": group, "seed": seed, "accepted": True})
+    return pd.DataFrame(rows)
+
+
+def verdicts(table):
+    ledger = Ledger("toyshapes")
+    claims.check_alignment(ledger, table, where="")
+    claims.check_all_medians(ledger, table, "accuracy", "accuracy", where="")
+    for metric in ("naive_score", "optimal_score", "shift"):
+        claims.check_medians(ledger, table, metric, metric, where="")
+    claims.check_orders(ledger, table, where="")
+    return {entry.key: entry.verdict for entry in ledger.entries}
+
+
+def test_fits_like_the_released_ones_reproduce_every_claim(capsys):
+    assert set(verdicts(fits_like_the_released()).values()) == {"reproduced"}
+
+
+def test_four_fits_decide_nothing_about_a_median(capsys):
+    found = verdicts(fits_like_the_released(4))
+    assert found.pop("alignment") == "reproduced", "an identity needs no sample"
+    assert set(found.values()) == {"not verified"}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_median_just_outside_the_tolerance_differs_and_just_inside_does_not(capsys, group):
+    table = fits_like_the_released()
+    width = released.tolerance(group, "optimal_score")
+    for share, verdict in ((0.99, "reproduced"), (1.01, "differs")):
+        moved = table.copy()
+        moved.loc[moved.group == group, "optimal_score"] -= share * width
+        assert verdicts(moved)[f"optimal_score-{group}"] == verdict
+
+
+def test_ensembles_are_compared_under_the_rule_of_the_released_table(capsys):
+    keys = verdicts(fits_like_the_released())
+    assert "legacy_shift-ensemble" in keys and "shift-ensemble" not in keys
+
+
+def test_rejected_fits_do_not_count(capsys):
+    table = fits_like_the_released(6)
+    table.loc[table.seed == 0, ["accepted", "shift"]] = False, 5.0
+    assert verdicts(table) == verdicts(fits_like_the_released(5))
+
+
+def test_one_fit_that_is_not_aligned_is_enough_to_differ(capsys):
+    table = fits_like_the_released()
+    table.loc[table.index[-1], "alignment_residual"] = 1e-3
+    assert verdicts(table)["alignment"] == "differs"
+
+
+def test_the_or_vote_claim_needs_both_rules(capsys):
+    ledger = Ledger("toyshapes")
+    claims.check_or_vote(ledger, fits_like_the_released(recursive=0.95), where="")
+    assert ledger.entries[0].verdict == "reproduced"
+
+
+def test_the_tables_show_ours_beside_the_released():
+    table = fits_like_the_released()
+    medians = tables.medians(table)
+    assert list(medians.index) == list(GROUPS), "in the order of the groups"
+    assert medians.loc["pinet", "optimal_score"] == "0.914 (0.914)"
+    assert tables.price_of_validation(table).lost.tolist() == pytest.approx([0.01] * len(GROUPS))
+    assert tables.detection_ranges(table).loc["naive", "reach 0.5"] == "0% (0%)"
+    assert tables.ensemble_rules(table).loc["median", "OR (released rule)"] == pytest.approx(0.996)
+    assert tables.ensemble_rules(table[table.group != "ensemble"]).empty
+
+
+def test_architectures_have_the_published_sizes():
+    parameters = tables.architectures(ToyShapesStudy()).parameters
+    assert (parameters["Grad-CAM"], parameters["PiNet"], parameters["PiNet Naive"]) == (297953, 105875, 488242)

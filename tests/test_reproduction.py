@@ -1,0 +1,70 @@
+"""The shipped results reproduce the paper in kind (spec section 10, property 21): orders of medians over the fits."""
+
+import pandas as pd
+import pytest
+
+from helpers.config import ROOT
+from helpers.pinets.presets import GROUPS, ToyShapesStudy
+from helpers.pinets.study import collect, frame
+
+FITS = 5  # fewer say little: the default group's shift alone runs from 0 to .6
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Every shipped record, its checksum verified, as rows. Without records this fails, as it should."""
+    return frame(collect(ToyShapesStudy()))
+
+
+@pytest.fixture(scope="module")
+def median(table):
+    def of(group, column):
+        fits = table[(table.group == group) & table.accepted]
+        assert len(fits) >= FITS, f"only {len(fits)} accepted fits of {group!r} are shipped: train and publish more"
+        return fits[column].median()
+
+    return of
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_group_is_accurate(median, group):
+    assert median(group, "accuracy") >= 0.98
+
+
+def test_without_a_spatial_decoder_the_map_is_useless(median):
+    naive, soft, default = (median(group, "optimal_score") for group in ("naive", "soft", "pinet"))
+    assert naive < 0.5 < min(soft, default)
+
+
+@pytest.mark.parametrize(("group", "floor"), [("feedback", 0.90), ("ensemble", 0.90), ("strong", 0.95)])
+def test_what_steadies_a_pinet_gives_good_maps(median, group, floor):
+    assert median(group, "optimal_score") >= floor
+
+
+def test_without_a_threshold_a_pinets_map_beats_grad_cam(median):
+    assert median("pinet", "naive_score") > median("cnn", "naive_score")
+
+
+@pytest.mark.parametrize(("less", "more"), [("feedback", "pinet"), ("pinet", "cnn"), ("cnn", "naive")])
+def test_feedback_suffices_best_and_the_naive_decoder_worst(median, less, more):
+    """Median shift: Feedback < Default < Grad-CAM < Naive."""
+    assert median(less, "shift") < median(more, "shift")
+
+
+def test_every_pinet_is_aligned_and_grad_cam_is_not(table):
+    assert table[table.group != "cnn"].alignment_residual.max() < 1e-6
+    assert table[table.group == "cnn"].alignment_residual.min() > 1e-5
+
+
+def test_accepted_is_what_reached_the_least_validation_accuracy(table):
+    singles = table[table.group != "ensemble"]
+    assert (singles.accepted == (singles.validation_accuracy >= 0.98)).all()
+    assert singles.groupby("group").seed.min().eq(0).all(), "seeds count from 0, the rejected ones included"
+    for group, rows in singles.groupby("group"):
+        assert sorted(rows.seed) == list(range(len(rows))), f"a seed of {group} was left out"
+
+
+def test_the_published_table_is_what_the_records_say(table):
+    shipped = pd.read_csv(ROOT / "results" / "toyshapes" / "fits.csv")
+    pd.testing.assert_frame_equal(shipped, table.round(5)[shipped.columns], check_dtype=False, atol=1e-9)
+    assert list(shipped.columns) == list(table.columns)
