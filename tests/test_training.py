@@ -130,6 +130,13 @@ def test_evaluations_come_after_the_steps_asked_for(fabric):
         (1, 1, False), (1, 2, False), (1, 3, True), (2, 1, False), (2, 2, False), (2, 3, True)]  # fmt: skip
 
 
+def test_a_rows_loss_is_the_mean_since_the_row_before(fabric):
+    each = [row["loss"] for row in fit(fabric, epochs=2, evaluate_at=(1, 2, 3)).history]
+    rows = fit(fabric, epochs=2, evaluate_at=(2,)).history
+    expected = [(each[0] + each[1]) / 2, each[2], (each[3] + each[4]) / 2, each[5]]
+    assert [row["loss"] for row in rows] == pytest.approx(expected, rel=1e-5)
+
+
 def test_training_stops_the_moment_the_score_is_reached(fabric):
     scores, steps = iter([0.3, 0.9, 1.0, 0.4]), []
     outcome = fit(

@@ -103,6 +103,7 @@ class ToyShapesStudy(Study):
     baseline_fits: int = Field(5, ge=1, description="CNNs on which the post-hoc methods are compared")
     baseline_images: int = Field(50, ge=2, description="test images of that comparison")
     workers: int = Field(1, ge=1, description="fits trained side by side, each with its share of the cores")
+    together: int = Field(0, ge=0, description="fits of a group trained at once on one GPU; 0: one by one")
     continue_shipped: bool = Field(False, description="with RETRAIN: count fits whose record is shipped as done")
     data: ToyShapesSettings = ToyShapesSettings()
     group: Groups = Groups()

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from helpers import artifacts, config, metrics
-from helpers.pinets import evaluate, fits
+from helpers.pinets import evaluate, fits, together
 from helpers.pinets.fits import Fit
 from helpers.pinets.models import CNN, Ensemble, PiNet
 from helpers.pinets.presets import GROUPS, ToyShapesStudy
@@ -104,7 +104,10 @@ def collect(study: ToyShapesStudy) -> list[dict[str, Any]]:
         shelf = _reevaluate(study, shelf)
     if study.retrain:
         _read(study, shelf)  # a stale record is better known before hours of training than after
-        fits.run_missing(study, shelf.accepted, run)
+        if study.together:
+            together.run_missing(study, shelf.accepted, run, working_folder(study), study.together)
+        else:
+            fits.run_missing(study, shelf.accepted, run)
         _finish_ensembles(study, shelf)
     records = _read(study, shelf)
     for group in study.groups:
