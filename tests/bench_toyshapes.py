@@ -74,8 +74,8 @@ def threads():
 # -------------------------------------------------------------------------------------------------- training
 
 
-def one_epoch(precision: str = "auto", device: str = "cpu", n_images: int = 320) -> ToyShapesStudy:
-    """Of the paper's PiNet: 8 steps of 32 images and one validation."""
+def one_epoch(precision: str = "auto", device: str = "cpu", n_images: int = 240) -> ToyShapesStudy:
+    """Of the paper's PiNet: 6 steps of 32 images and one validation."""
     changes = {"training.epochs": 1, "training.evaluations": 1, "training.precision": precision}
     changes = {f"group.*.{name}": value for name, value in changes.items()}
     return ToyShapesStudy(device=device).override({"data.n_images": n_images} | changes)

@@ -627,7 +627,7 @@ def test_data_lie_where_the_environment_says_wherever_one_works(monkeypatch, tmp
     if value is not None:
         monkeypatch.setenv("SIGHTLINE_DATA", value)
     monkeypatch.chdir(tmp_path)
-    assert data_root() == folder
+    assert data_root().resolve() == folder.resolve()
 
 
 def test_a_data_set_is_located_or_its_missing_files_are_named(monkeypatch, tmp_path):

@@ -276,7 +276,8 @@ def run_missing(
     was accepted and has to keep what it made, so that nothing is lost when this is cut off.
 
     ``known(fit)``: was it accepted, or None if it has yet to run. With ``study.workers`` > 1 that many processes share
-    the cores. Raises ``RuntimeError`` when a group runs out of attempts.
+    the cores; a fit's bits depend on the number of threads that it has, and on nothing else of this. Raises
+    ``RuntimeError`` when a group runs out of attempts.
     """
     accepted: dict[Fit, bool] = {}
 
