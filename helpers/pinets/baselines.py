@@ -39,10 +39,11 @@ def collect(study: ToyShapesStudy) -> pd.DataFrame:
         return frame(_checked(artifacts.load_json(artifacts.check_file(path) if shelf.shipped else path), study)
                      for path in paths(shelf))  # fmt: skip
     source = shelf
-    out = Shelf(working_folder(study))
+    if shelf.shipped:  # where the study's records of shipped weights go too
+        shelf = Shelf(working_folder(study) / "reevaluated")
     records = []
     for fit in _fits(study, source):
-        path = out.results / "baselines" / f"{fit.seed}.json"
+        path = shelf.results / "baselines" / f"{fit.seed}.json"
         weights = artifacts.sha256(source.weights_path(fit))
         record = artifacts.load_json(path) if path.exists() and study.retrain else None  # of a run that was cut off
         if record is None or record["computed_from"] != _computed_from(study, weights):

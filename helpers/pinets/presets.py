@@ -111,6 +111,8 @@ class ToyShapesStudy(Study):
     @field_validator("groups")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names:
+            raise ValueError(f"name at least one group of: {', '.join(GROUPS)}")
         for name in names:
             if name not in GROUPS:
                 raise ValueError(f"unknown group {name!r}: {suggest(name, GROUPS)}")

@@ -27,6 +27,7 @@ def publish(study: ToyShapesStudy) -> dict[str, int]:
     out = working_folder(study)
     shelf = Shelf(out)
     counts: dict[str, int] = {}
+    (config.ROOT / "results").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=config.ROOT / "results", prefix=".new-") as temporary:
         new = Shelf(Path(temporary))
         for group in study.groups:
