@@ -1,5 +1,60 @@
-"""The order of the tests: cheap first, so that a simple mistake is seen in seconds."""
+"""The order of the tests, and how the benchmarks compare."""
+
+import statistics
+import time
+
+import pytest
+import torch
+
+ROUNDS = 5  # of a benchmark
 
 
 def pytest_collection_modifyitems(items):
+    """Cheap first, so that a simple mistake is seen in seconds."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)  # stable: files stay in their order
+
+
+@pytest.fixture(scope="module")
+def table():
+    rows: list[tuple[str, float, float, float]] = []
+    yield rows
+    print(f"\n\n{'':44}{'plain, s':>10}{'ours, s':>10}{'ratio':>9}")
+    for name, plain, ours, ratio in rows:
+        print(f"{name:44}{plain:10.3f}{ours:10.3f}{ratio:8.1f}x")
+
+
+@pytest.fixture
+def compare(benchmark, table):
+    """``compare(name, plain, ours, work=1)``: the ratio of their speeds, where ``ours`` does ``work`` times as much.
+
+    Each round times the plain way and then ours, so that whatever else the machine does weighs on both; the ratio is
+    that of the medians, and the first round is left out.
+    """
+
+    def measure(name, plain, ours, work: float = 1.0, rounds: int = ROUNDS, clock=time.perf_counter) -> float:
+        plain_seconds, our_seconds = [], []
+
+        def timed_plain():
+            start = clock()
+            plain()
+            plain_seconds.append(clock() - start)
+
+        def timed():
+            start = clock()
+            ours()
+            our_seconds.append(clock() - start)
+
+        benchmark.pedantic(timed, setup=timed_plain, rounds=rounds, warmup_rounds=1)
+        one, other = statistics.median(plain_seconds[1:]), statistics.median(our_seconds[1:]) / work
+        table.append((name, one, other, one / other))
+        benchmark.extra_info["ratio"] = one / other
+        return one / other
+
+    return measure
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -23,6 +23,7 @@ OPTIONS = {
     "occlusion": {"window": 3, "stride": 2},
     "rise": {"samples": 30, "grid": 3},
     "kernel_shap": {"samples": 60, "grid": 3},
+    "lime": {"samples": 40, "grid": 3},
 }
 CONTROLS = {"random_map", "constant_map"}
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -155,7 +156,7 @@ def test_another_seed_gives_another_map(name, net, x, target):
     assert not torch.allclose(first, second)
 
 
-@pytest.mark.parametrize("name", ["integrated_gradients", "occlusion", "rise", "kernel_shap"])
+@pytest.mark.parametrize("name", ["integrated_gradients", "occlusion", "rise", "kernel_shap", "lime"])
 def test_the_internal_batch_size_does_not_show(name, net, x, target):
     one, many = (explain(name, net, x, target, batch_size=size) for size in (1, 1000))
     torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-5)
@@ -664,6 +665,15 @@ def test_kernel_shap_refuses_too_few_samples(net, x, target):
         explain("kernel_shap", net, x, target, grid=1)
     with pytest.raises(ValueError, match="take more samples"):
         explain("kernel_shap", net, x, target, grid=3, samples=18)
+
+
+def test_lime_recovers_the_superpixels_of_a_linear_model_up_to_its_penalty(linear, x, target, quarters):
+    contributions = (linear.weight[target] * (x - 0.5)).sum(1).detach()
+    for labels in (quarters, torch.stack([quarters, quarters.T, quarters.flip(0)])):
+        inside = labels.expand(3, 6, 6)[:, None] == torch.tensor([7, 3, 5, 40])[:, None, None]
+        sums = (contributions[:, None] * inside).sum((2, 3))
+        heat = explain("lime", linear, x, target, samples=200, baseline=0.5, segments=labels)
+        torch.testing.assert_close(heat, (sums[:, :, None, None] * inside).sum(1), rtol=0.05, atol=0.1)
 
 
 # Controls ---------------------------------------------------------------------------------------------------

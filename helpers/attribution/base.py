@@ -41,6 +41,18 @@ def collapse(values: Tensor, signed: bool = True) -> Tensor:
     return values.sum(1) if signed else values.abs().amax(1)
 
 
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """[B, K], whatever surrounds them in the model's output; ``ValueError`` for what are no logits, or not finite."""
+    output = model(x)
+    logits = getattr(output, "logits", output[0] if isinstance(output, tuple | list) else output)
+    logits = logits[:, None] if logits.ndim == 1 else logits
+    if logits.ndim != 2 or len(logits) != len(x):
+        raise ValueError(f"expected logits [B], [B, 1] or [B, K] of {len(x)} images, not {tuple(logits.shape)}")
+    if not logits.isfinite().all():
+        raise ValueError("the model's logits are not finite")
+    return logits
+
+
 class Logit(nn.Module):
     """What is explained: ``y(x)`` [n * B], the logit of the target of each image of n batches in a row."""
 
@@ -49,14 +61,7 @@ class Logit(nn.Module):
         self.model, self.target = model, target
 
     def forward(self, x: Tensor, probability: bool = False) -> Tensor:
-        output = self.model(x)
-        logits = getattr(output, "logits", output[0] if isinstance(output, tuple | list) else output)
-        logits = logits[:, None] if logits.ndim == 1 else logits
-        if logits.ndim != 2 or len(logits) != len(x):
-            shape = tuple(logits.shape)
-            raise ValueError(f"expected logits [B], [B, 1] or [B, K] of {len(x)} images, not {shape}")
-        if not logits.isfinite().all():
-            raise ValueError("the model's logits are not finite")
+        logits = logits_of(self.model, x)
         classes, target = logits.shape[1], self.target
         if classes == 1:
             return (logits.sigmoid() if probability else logits)[:, 0]

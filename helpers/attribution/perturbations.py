@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from helpers.attribution.base import Baseline, Logit, like, method
-from helpers.runtime import generator
+from helpers.runtime import generator, seeded
 
 
 @method
@@ -65,6 +65,34 @@ def rise(
 
 
 @method
+def lime(
+    y: Logit,
+    x: Tensor,
+    *,
+    samples: int = 512,
+    grid: int = 8,
+    segments: Tensor | None = None,
+    baseline: Baseline = 0.0,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> Tensor:
+    """LIME (arXiv 1602.04938), by Captum as it comes: a Lasso of the logit on which superpixels are shown, each of
+    which is by chance 1/2, where samples that look more like x count more. Superpixels and b as in `kernel_shap`.
+
+    The penalty is 0.01 whatever the size of the logit: superpixels that hardly move it have 0.
+    """
+    from captum.attr import Lime
+
+    labels, reference, maps = _superpixels(x, grid, segments)[0], like(x, baseline), []
+    for one in torch.arange(len(x)).split(1):  # a linear model for each image
+        logit = Logit(y.model, None if y.target is None else y.target[one])
+        settings = {"n_samples": samples, "perturbations_per_eval": batch_size, "feature_mask": labels[one, None]}
+        with seeded(seed, "lime"):
+            maps.append(Lime(logit).attribute(x[one], baselines=reference[one], **settings))
+    return torch.cat(maps)[:, 0]  # all channels of a superpixel have its weight
+
+
+@method
 def kernel_shap(
     y: Logit,
     x: Tensor,
@@ -83,11 +111,7 @@ def kernel_shap(
     superpixels, and had better be eight times. Superpixels are ``grid`` x ``grid`` blocks, or the labels
     ``segments`` [H, W] or [B, H, W]; a pixel shows its superpixel's value. b is the ``baseline``.
     """
-    if segments is None:
-        rows, columns = (torch.arange(side) * grid // side for side in x.shape[2:])
-        segments = rows[:, None] * grid + columns
-    values, labels = segments.to(x.device).unique(return_inverse=True)
-    labels, count = labels.expand(len(x), *x.shape[2:]), len(values)
+    labels, count = _superpixels(x, grid, segments)
     if not 2 <= count <= samples // 2:
         raise ValueError(f"{samples} samples are for 2 to {samples // 2} superpixels, not {count}")
 
@@ -107,6 +131,15 @@ def kernel_shap(
         raise ValueError(f"{samples} samples do not determine {count} superpixels: take more samples")
     shapley = torch.cat([fit.solution, full - empty - fit.solution.sum(0, keepdim=True)]).T.to(x)
     return shapley.gather(1, labels.flatten(1)).view_as(labels)
+
+
+def _superpixels(x: Tensor, grid: int, segments: Tensor | None) -> tuple[Tensor, int]:
+    """Labels [B, H, W] from 0, and how many: ``segments`` [H, W] or [B, H, W], else ``grid`` x ``grid`` blocks."""
+    if segments is None:
+        rows, columns = (torch.arange(side) * grid // side for side in x.shape[2:])
+        segments = rows[:, None] * grid + columns
+    values, labels = segments.to(x.device).unique(return_inverse=True)
+    return labels.expand(len(x), *x.shape[2:]), len(values)
 
 
 def _perturbed(
