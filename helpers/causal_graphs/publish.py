@@ -1,0 +1,51 @@
+"""``python -m helpers.causal_graphs.publish``: ship what was trained and measured in the working folder.
+
+Ships the weights of every checkpoint, every graph, every part, and the key figure.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from helpers import artifacts, config, figures, runtime
+from helpers.causal_graphs import parts, pictures
+from helpers.causal_graphs.presets import CausalGraphsStudy
+from helpers.causal_graphs.study import MODES, STUDY, Shelf, checkpoints, working_folder
+
+
+def publish(study: CausalGraphsStudy) -> list[str]:
+    """Make the working folder's checkpoints the shipped ones; returns their names.
+
+    Reads every graph and part first, so that nothing stale or damaged is shipped, then assembles both sets beside the
+    old ones, gives them their manifests and moves them into place. Raises `ArtifactError` for what is missing.
+    """
+    source = Shelf(working_folder(study))
+    study = study.override({"retrain": False, "reevaluate": False, "out": str(working_folder(study))})
+    plain, planted = checkpoints(study), checkpoints(study, shortcut=study.scored_classes[0])
+    for checkpoint in plain:
+        for mode in MODES:
+            checkpoint.graphs(mode)
+        for part in parts.PARTS:
+            part(checkpoint)
+    for checkpoint in planted:
+        parts.repaired(checkpoint)
+    with tempfile.TemporaryDirectory(dir=config.ROOT / "results", prefix=".new-") as temporary:
+        new = Shelf(Path(temporary))
+        for checkpoint in plain + planted:
+            target = new.weights / f"{checkpoint.fit.name}.safetensors"
+            artifacts.atomic_write(target, source.weights_path(checkpoint.fit).read_bytes())
+            shutil.copytree(source.results / checkpoint.fit.name, new.results / checkpoint.fit.name)
+        figures.save(pictures.causal_graph(plain[0].graph(study.target_idx)), new.results / "key_figure.png")
+        made = {"settings": study.provenance(), "environment": runtime.environment(), "data": study.dataset_name}
+        artifacts.write_manifest(new.weights, made)
+        weights = artifacts.sha256(new.weights / artifacts.MANIFEST)
+        artifacts.write_manifest(new.results, {"weights": weights, **made})
+        artifacts.replace_folder(new.weights, config.ROOT / "weights" / STUDY)
+        artifacts.replace_folder(new.results, config.ROOT / "results" / STUDY)
+    return [checkpoint.fit.name for checkpoint in plain + planted]
+
+
+if __name__ == "__main__":
+    print("\n".join(publish(CausalGraphsStudy())))

@@ -1,0 +1,140 @@
+"""The tables of the causal graphs notebook, as data frames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from helpers.causal_graphs import evaluate, experiments, released, stability
+from helpers.causal_graphs.graph import CausalGraph
+from helpers.causal_graphs.network import Network
+from helpers.causal_graphs.presets import CausalGraphsStudy
+from helpers.causal_graphs.study import Checkpoint
+
+
+def links(network: Network) -> pd.DataFrame:
+    """What leads where: one row a link."""
+    rows = {
+        link.name: {
+            "kind": link.kind,
+            "from": link.source,
+            "lower nodes": link.inputs,
+            "into": link.target,
+            "nodes": link.outputs,
+            "weights an edge": link.weight()[0, 0].numel() if link.module else 1,
+        }
+        for link in network.links.values()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
+
+
+def counts(checkpoints: Sequence[Checkpoint], target: int) -> pd.DataFrame:
+    """Causes of each layer in the graphs of class ``target``: a row a mode and seed, and the release's (MNIST, class
+    3)."""
+    rows = {}
+    for mode in ("recommended", "reference"):
+        for checkpoint in checkpoints:
+            rows[f"{mode}, seed {checkpoint.seed}"] = checkpoint.graph(target, mode).counts().causes
+    table = pd.DataFrame(rows).T
+    table = table[[name for name in table if name != table.columns[-1]]]  # not the input
+    if target == 3 and set(released.COUNTS) <= set(table):
+        table.loc[f"{released.KIND} (other weights)"] = {name: n for name, (n, _) in released.COUNTS.items()}
+    return table.fillna(0).astype(int)
+
+
+def accuracies(checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
+    """Test accuracy, and epoch and seconds of training, by seed."""
+    facts = ("accuracy", "validation_accuracy", "epoch", "seconds")
+    rows = {f"seed {c.seed}": {name: c.metadata[name] for name in facts} for c in checkpoints}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def appearance(sweep: pd.DataFrame, mode: str) -> pd.DataFrame:
+    """Mean appearance in % by beta, a column a seed, of `parts.stability`."""
+    own = sweep[sweep["mode"] == mode]
+    return pd.DataFrame({seed: 100 * stability.by_beta(runs).appearance for seed, runs in own.groupby("seed")})
+
+
+def sweeps(sweep: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """`stability.by_beta` of each mode, the mean over seeds."""
+    found = {}
+    for mode, own in sweep.groupby("mode"):
+        each = [stability.by_beta(runs) for _, runs in own.groupby("seed")]
+        found[str(mode)] = pd.concat(each).groupby(level=0).mean()
+    return found
+
+
+def metric_means(scores: pd.DataFrame) -> pd.DataFrame:
+    """Means over images of `parts.scores`: seed, target, method, metric, value."""
+    return scores.groupby(["seed", "target", "method", "metric"], sort=False).value.mean().reset_index()
+
+
+def metric_panels(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """`evaluate.summarise` by class, all seeds' images together."""
+    return {f"class {target}": evaluate.summarise(own) for target, own in scores.groupby("target")}
+
+
+def metric_table(scores: pd.DataFrame, metrics: Sequence[str] = ("irof", "lipschitz_minmax")) -> pd.DataFrame:
+    """Mean over seeds of the means over images, by method: a column a metric and class."""
+    means = metric_means(scores[scores.metric.isin(metrics)])
+    table = means.pivot_table(index="method", columns=["metric", "target"], values="value", sort=False)
+    return table.round(2)
+
+
+def sample_sizes(sizes: pd.DataFrame, target: int) -> dict[str, pd.DataFrame]:
+    """What `figures.sample_sizes` draws, of one class, the mean over seeds."""
+    own = sizes[sizes.target == target]
+    columns = ["count", "std", "lowest", "highest", "jaccard"]
+    return {
+        str(mode): rows.groupby(["layer", "size"], sort=False)[columns].mean() for mode, rows in own.groupby("mode")
+    }
+
+
+def overlap(checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
+    """`experiments.class_overlap` of the recommended graphs of every checkpoint, one below the other."""
+    graphs = [list(checkpoint.graphs("recommended").values()) for checkpoint in checkpoints]
+    return pd.concat([experiments.class_overlap(several) for several in graphs], ignore_index=True)
+
+
+def repairs(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """What a repair did, by rule and seed: accuracy on marked images of the other classes and on clean ones."""
+    rows = {}
+    for r in records:
+        rows[f"{r['rule']}, seed {r['seed']}"] = {
+            "layers": r["layers"] or "none",
+            "edges cut": sum(r["edges"].values()),
+            "unmarked": r["others"][0],
+            "marked": r["marked"][0],
+            "marked, repaired": r["marked"][1],
+            "best random cut": max(r["random_marked"]),
+            "clean accuracy lost": r["clean"][0] - r["clean"][1],
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").round(3)
+
+
+def strongest(graph: CausalGraph, n: int = 3) -> pd.DataFrame:
+    """The ``n`` strongest causes of every layer."""
+    nodes = graph.nodes()
+    causes = nodes[nodes.role == "cause"].sort_values("mean_d").groupby("layer", sort=False).head(n)
+    causes = causes.sort_values(["layer", "mean_d"], ascending=[False, True])
+    return causes[["layer", "source_layer", "node", "mean_d", "std_d", "mean_r", "q"]].round(3).reset_index(drop=True)
+
+
+def release_counts(study: CausalGraphsStudy) -> Mapping[str, tuple[int, int]] | None:
+    """What the release stores, where it can be compared: LeNet on MNIST."""
+    return released.COUNTS if (study.dataset_name, study.model_name) == ("MNIST", "LeNet") else None
+
+
+def pruning(pruned: pd.DataFrame) -> pd.DataFrame:
+    """The mean over seeds of `parts.pruned`, at each delta."""
+    keys = ["delta", "method", "draw"]
+    return pruned.groupby(keys, sort=False, dropna=False)[["kept", "share", "accuracy"]].mean().reset_index()
+
+
+def published_pruning(pruned: pd.DataFrame, delta: float) -> tuple[pd.DataFrame, float]:
+    """(rows of `parts.pruned` at ``delta``, the mean share of edges that were kept there)."""
+    own = pruned[np.isclose(pruned.delta, delta)]
+    return own, float(own[own.method == "causal"].share.mean())

@@ -1,0 +1,217 @@
+"""The causal graphs study makes what is missing, reads what is there, and refuses what is stale; its claims are judged
+by their rules."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+from safetensors import safe_open
+
+from helpers import artifacts, config
+from helpers.causal_graphs import claims, fits, parts, publish, released, study, tables
+from helpers.causal_graphs.presets import CausalGraphsStudy, Training
+from helpers.causal_graphs.study import Checkpoint, Shelf, checkpoints
+from helpers.config import ConfigError, read_parameters
+from helpers.ledger import Ledger
+
+SMALL = {"controls": 2, "sample_grid": (5, 10), "scored_images": 2, "beta_grid": (0.0, 0.1), "stab_runs": 2}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A working folder with one checkpoint, barely trained on the digits that need no download."""
+    out = tmp_path_factory.mktemp("causal")
+    with pytest.MonkeyPatch.context() as patch:
+        training = Training(epochs=3, batch_size=16, learning_rate=2e-3, schedule="cosine")
+        patch.setattr(fits, "recommended", lambda model, dataset: training)
+        patch.setattr(parts, "BASELINES", ("gradient",))
+        settings = CausalGraphsStudy().override({**CausalGraphsStudy.presets["quick"], **SMALL, "out": str(out)})
+        (checkpoint,) = checkpoints(settings.override({"retrain": True, "verbose": False}))
+        checkpoint.graph(3), checkpoint.graph(3, "reference")
+        yield settings, out
+
+
+def open_checkpoint(settings):
+    return checkpoints(settings)[0]
+
+
+def test_what_was_made_is_read_and_not_made_again(trained, monkeypatch):
+    settings, _ = trained
+    monkeypatch.setattr(fits, "train", lambda *a, **k: pytest.fail("trained again"))
+    made = open_checkpoint(settings.override({"retrain": True, "verbose": False})).graph(3)
+    monkeypatch.setattr(study.discover, "explain", lambda *a, **k: pytest.fail("discovered again"))
+    assert open_checkpoint(settings).graph(3) == made
+
+
+def test_what_is_missing_says_how_to_make_it(trained, tmp_path):
+    settings, _ = trained
+    (tmp_path / "results").mkdir()
+    with pytest.raises(artifacts.ArtifactError, match="RETRAIN=True trains them"):
+        _ = open_checkpoint(settings.override({"out": str(tmp_path)})).model
+    with pytest.raises(artifacts.ArtifactError, match=r"surgery.json is not there; REEVALUATE=True"):
+        parts.surgery(open_checkpoint(settings))
+    with pytest.raises(ConfigError, match="TARGET_IDX must be a class of 0 to 9"):
+        open_checkpoint(settings).graph(10)
+
+
+def test_a_part_is_kept_and_refused_when_settings_or_weights_change(trained):
+    settings, out = trained
+    again = settings.override({"reevaluate": True, "verbose": False})
+    made = parts.randomised(open_checkpoint(again))
+    pd.testing.assert_frame_equal(parts.randomised(open_checkpoint(settings)), made)
+    with pytest.raises(artifacts.ArtifactError, match="with other settings; REEVALUATE=True"):
+        parts.randomised(open_checkpoint(settings.override({"alpha": 0.01})))
+    path = Shelf(out).part_path(open_checkpoint(settings).fit, "randomised.csv")
+    path.write_text(path.read_text().replace("# weights: ", "# weights: 0"))
+    with pytest.raises(artifacts.ArtifactError, match="other weights"):
+        parts.randomised(open_checkpoint(settings))
+
+
+def test_steps_of_a_run_change_no_part(trained):
+    settings, _ = trained
+    run = {"target_idx": 5, "learn_explainer": True, "mode": "reference", "checkpoints": 2, "device": "cpu"}
+    assert study.settings_digest(settings) == study.settings_digest(settings.override(run))
+    assert study.settings_digest(settings) != study.settings_digest(settings.override({"delta": 0.1}))
+
+
+def test_a_graph_of_other_settings_or_weights_is_not_taken_for_ours(trained, monkeypatch):
+    settings, _ = trained
+    checkpoint = open_checkpoint(settings)
+    stored = checkpoint.graph(3)
+    other = Checkpoint(settings.override({"delta": 0.2}), checkpoint.shelf, 0)
+    assert other.graph(3).selection["delta"] == 0.2  # discovered anew, in the working folder
+    assert open_checkpoint(settings).graph(3) == stored
+    monkeypatch.setattr(Shelf, "_checked", lambda self, path: path)
+    shipped = Shelf(checkpoint.shelf.results.parent)
+    shipped.shipped = True
+    with pytest.raises(artifacts.ArtifactError, match="LEARN_EXPLAINER=True"):
+        Checkpoint(settings.override({"delta": 0.3}), shipped, 0).graph(3)
+
+
+def test_scored_images_are_none_that_graphs_were_found_on(trained):
+    settings, _ = trained
+    checkpoint = open_checkpoint(settings)
+    rows = set(parts.scored_images(checkpoint, 3).tolist())
+    assert len(rows) == 2
+    for mode in study.MODES:
+        assert not rows & set(checkpoint.graph(3, mode).sample_indices)
+
+
+def test_scores_have_the_controls_and_both_kinds_of_graph(trained):
+    settings, _ = trained
+    small = {"reevaluate": True, "verbose": False, "scored_classes": (3,), "lipschitz.k": 2}
+    table = parts.scores(open_checkpoint(settings.override(small)))
+    assert {"constant_map", "random_map", "reference", "spatial_do_1x1", "gradient"} <= set(table.method)
+    assert set(table.target) == {3} and table.value.notna().all()
+
+
+def test_the_stability_of_a_layer_comes_back_as_it_was_kept(trained):
+    settings, _ = trained
+    table = parts.stability(open_checkpoint(settings.override({"reevaluate": True, "verbose": False})))
+    assert set(table["mode"]) == set(study.MODES) and all(isinstance(found, tuple) for found in table.causes)
+    assert tables.appearance(table.assign(seed=0), "recommended").loc[0.0, 0] > 50
+
+
+def test_what_is_published_is_whole_and_verified(trained, tmp_path, monkeypatch):
+    settings, out = trained
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(parts, "PARTS", ())
+    monkeypatch.setattr(parts, "repaired", lambda checkpoint: None)
+    monkeypatch.setattr(publish, "MODES", ())
+    monkeypatch.setattr(publish, "checkpoints", lambda study, shortcut=None: [] if shortcut else checkpoints(study))
+    assert publish.publish(settings) == ["Digits/LeNet/0"]
+    problems, count = artifacts.verify_tree(tmp_path)
+    assert problems == [] and count >= 4
+    manifest = json.loads((tmp_path / "results/causal_graphs/manifest.json").read_text())
+    assert str(out) not in json.dumps(manifest) and "key_figure.png" in manifest["files"]
+
+
+def test_parameters_have_the_names_of_the_releases_configuration():
+    keys = """device verbose dataset_name model_name learn_explainer target_idx n_samples soft_interventions graph_stab
+    gen_attr save_attr vis_attr eval_attr baseline_attr layer_name layer_name_soft seed mode effect alpha delta fdr
+    intervention beta_grid stab_runs candidates engine chunk_mb dtype attribution_method output_dir weights
+    data_dir""".split()
+    defaults = CausalGraphsStudy()
+    given = {key.upper(): getattr(defaults, key) for key in keys}
+    assert read_parameters(given, CausalGraphsStudy) == defaults
+    with pytest.raises(ConfigError, match="did you mean TARGET_IDX"):
+        read_parameters({"TARGET_IDXX": 3}, CausalGraphsStudy)
+    with pytest.raises(ConfigError, match="engine"):
+        read_parameters({"ENGINE": "naive"}, CausalGraphsStudy)
+
+
+# --------------------------------------------------------------------------------------------------- claims
+
+
+def verdict(entry_of, *arguments):
+    ledger = Ledger("test")
+    entry_of(ledger, *arguments, where="1")
+    return {entry.key: entry.verdict for entry in ledger.entries}
+
+
+def record(seed, **changes):
+    good = {"seed": seed, "cut_recall": 0.0, "random_cut_recall": [0.5, 0.9], "kept_auroc": 0.99,
+            "random_kept_auroc": [0.6, 0.8], "specificity": 0.7}  # fmt: skip
+    return good | changes
+
+
+def test_graphs_are_judged_beside_their_controls():
+    good = [record(seed) for seed in range(3)]
+    assert set(verdict(claims.check_surgery, good).values()) == {"reproduced"}
+    random_too = [record(seed, random_cut_recall=[0.0, 0.9], random_kept_auroc=[0.995]) for seed in range(3)]
+    bad = verdict(claims.check_surgery, random_too)
+    assert bad["necessary"] == bad["sufficient"] == "differs" and bad["specific"] == "reproduced"
+    assert set(verdict(claims.check_surgery, good[:2]).values()) == {"not verified"}
+
+
+def means(**values):
+    rows = [
+        {"seed": seed, "target": 3, "method": method, "metric": metric, "value": value}
+        for seed in range(3)
+        for metric, table in values.items()
+        for method, value in table.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_maps_have_to_beat_every_baseline():
+    others = dict.fromkeys(claims.SCORED, 0.8)
+    lipschitz = others | {"reference": 0.3, "spatial_do_1x1": 0.6, "constant_map": 0.0}
+    irof = others | {"reference": 0.5, "spatial_do_1x1": 0.9, "constant_map": 0.4}
+    found = verdict(claims.check_maps, means(lipschitz_minmax=lipschitz, irof=irof))
+    assert found == {
+        "stable-reference": "reproduced", "faithful-reference": "differs", "stable-spatial_do_1x1": "reproduced",
+        "faithful-spatial_do_1x1": "reproduced", "control-constant": "reproduced", "spatial-do": "reproduced",
+    }  # fmt: skip
+
+
+def test_a_repair_counts_only_if_random_cuts_do_not_do_it():
+    good = {"rule": "gain", "others": [0.99, 0.99], "marked": [0.5, 0.95], "clean": [0.99, 0.989]}
+    good["random_marked"] = [0.5]
+    none = {**good, "rule": "difference", "marked": [0.5, 0.6]}
+    found = verdict(claims.check_repair, [good, none] * 3)
+    assert found == {"repair-difference": "differs", "repair-gain": "reproduced"}
+    lucky = {**good, "random_marked": [0.9]}
+    assert verdict(claims.check_repair, [lucky, none] * 3)["repair-gain"] == "differs"
+    costly = {**good, "clean": [0.99, 0.97]}
+    assert verdict(claims.check_repair, [costly, none] * 3)["repair-gain"] == "differs"
+
+
+def test_the_sweep_is_compared_with_the_release():
+    betas = list(released.APPEARANCE)
+    same = pd.DataFrame({seed: [released.APPEARANCE[b] for b in betas] for seed in range(3)}, index=betas)
+    assert set(verdict(claims.check_sweep, same).values()) == {"reproduced"}
+    assert verdict(claims.check_sweep, same * 0 + 95)["appearance-0.1"] == "differs"
+    assert set(verdict(claims.check_sweep, same[[0]]).values()) == {"not verified"}
+
+
+def test_shipped_weights_are_small_and_say_what_they_are():
+    paths = sorted((config.ROOT / "weights" / study.STUDY).rglob("*.safetensors"))
+    assert paths, "no weights of this study are shipped"
+    for path in paths:
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["sightline"])
+        assert facts["accuracy"] >= 0.988 and path.stat().st_size < 2**18
+        assert isinstance(fits.load(path)[0], torch.nn.Module)
