@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 ROOT = Path(__file__).resolve().parents[1]
 
+LISTED = 14  # names in an error message, at most
+
 T = TypeVar("T")
 Several = Annotated[tuple[T, ...], Field(strict=False)]
 """A tuple that is also read from the lists that YAML, JSON and papermill give."""
@@ -60,6 +62,8 @@ class Study(Settings):
     """What every notebook takes. A study adds its own fields; those that hold no settings object are parameters too."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "quick": {}}
+    of_this_run: ClassVar[frozenset[str]] = frozenset({"retrain", "reevaluate", "device", "out"})
+    """Fields that say how and where to run, not what comes out: no part of the provenance."""
 
     retrain: bool = Field(False, description="train what is missing instead of reading shipped weights")
     reevaluate: bool = Field(False, description="recompute the results from the weights")
@@ -67,6 +71,10 @@ class Study(Settings):
     seed: int = Field(0, ge=0, description="the first of the seeds used")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
     out: str = Field("", description="folder of new weights and results; empty: runs/<study>")
+
+    def provenance(self) -> dict[str, Any]:
+        """The settings that results come from, as JSON for a manifest."""
+        return self.model_dump(mode="json", exclude=set(self.of_this_run))
 
 
 def digest(value: Any) -> str:
@@ -79,8 +87,10 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """``"unknown; did you mean ...?"`` for a misspelt name, or the list of what there is."""
     if not (known := sorted(known)):
         return "there are none"
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
+    if near := difflib.get_close_matches(name, known, n=3, cutoff=0.6):
+        return f"did you mean {' or '.join(near)}?"
+    more = f", ... ({len(known)} in all)" if len(known) > LISTED else ""
+    return f"there are: {', '.join(known[:LISTED])}{more}"
 
 
 def parse(schema: type[T], values: Mapping[str, Any]) -> T:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +42,7 @@ class Run:
     title: str
     status: Status
     seconds: float | None = None
+    memory: int | None = None  # bytes at the most, of the kernel and what it started; what they share counts for each
     ledger: Mapping[str, Any] | None = None  # see `Ledger.to_dict`
     figure: bytes | None = field(default=None, repr=False)  # PNG of the cell tagged key-figure
     error: str = ""  # one line
@@ -99,15 +101,13 @@ def execute(
     # A file, not a pipe: a pipe stays open as long as any process that inherited it lives.
     with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, stdout=log, stderr=log, env=env) as process:
         try:
-            failed = process.wait(timeout)
-            status: Status = "failed" if failed else "ok"
-        except subprocess.TimeoutExpired:
-            status = "timeout"
+            memory = _wait(process, timeout)
+            status: Status = {None: "timeout", 0: "ok"}.get(process.returncode, "failed")
         finally:
             _end(process)
         log.seek(0)
         printed = log.read().strip()
-    run = replace(_read_back(out), status=status, seconds=time.monotonic() - start)
+    run = replace(_read_back(out), status=status, seconds=time.monotonic() - start, memory=memory or None)
     if status == "timeout":
         return replace(run, error=f"still running after {timeout:g} s, so it was ended")
     if status == "failed" and not run.error:
@@ -121,11 +121,13 @@ def collect(path: Path) -> Run:
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     errors = [output for output in outputs if output.output_type == "error"]
     ledgers = [output.data[MIME] for output in outputs if MIME in output.get("data", {})]
+    stored = notebook.metadata.get("sightline", {})
     return Run(
         path=path,
         title=_title(notebook) or path.stem,
         status="failed" if errors else "ok",
-        seconds=notebook.metadata.get("sightline", {}).get("seconds"),
+        seconds=stored.get("seconds"),
+        memory=stored["megabytes"] * 10**6 if "megabytes" in stored else None,
         ledger=ledgers[-1] if ledgers else None,
         figure=_key_figure(notebook),
         error=_first_line(f"{errors[0].ename}: {errors[0].evalue}") if errors else "",
@@ -146,7 +148,7 @@ def refresh(notebook: Path, timeout: float = TIMEOUT) -> Run:
     for name in ("papermill", "widgets"):
         executed.metadata.pop(name, None)
     executed.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    executed.metadata["sightline"] = {"seconds": round(run.seconds)}
+    executed.metadata["sightline"] = {"seconds": round(run.seconds), "megabytes": round((run.memory or 0) / 10**6)}
     for cell in executed.cells:
         for name in ("papermill", "execution"):
             cell.metadata.pop(name, None)
@@ -160,6 +162,30 @@ def _read_back(out: Path) -> Run:
         return collect(out)
     except (OSError, ValueError):
         return Run(out, title=out.stem, status="failed")
+
+
+def _wait(process: subprocess.Popen, timeout: float, every: float = 0.5) -> int:
+    """Wait for ``process``, no longer than ``timeout`` seconds; the most bytes that it and its descendants held."""
+    deadline, peak = time.monotonic() + timeout, 0
+    while (left := deadline - time.monotonic()) > 0:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(min(every, left))
+            break
+        peak = max(peak, _resident(process.pid))
+    return peak
+
+
+def _resident(pid: int) -> int:
+    """Bytes in memory of a process and its descendants: of those that end meanwhile nothing."""
+    total = 0
+    try:
+        parent = psutil.Process(pid)
+        for member in (parent, *parent.children(recursive=True)):
+            with suppress(psutil.Error):
+                total += member.memory_info().rss
+    except psutil.Error:
+        pass
+    return total
 
 
 def _end(process: subprocess.Popen) -> None:

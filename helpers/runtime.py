@@ -13,7 +13,13 @@ from typing import Literal
 import numpy as np
 import torch
 
+from helpers.config import PlainError
+
 Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+class TorchvisionError(PlainError, ImportError):
+    """A torchvision that is missing or was built for another torch; the message says what to install."""
 
 
 def device(name: Device = "auto") -> torch.device:
@@ -65,14 +71,17 @@ def deterministic(enabled: bool = True) -> Iterator[None]:
     cudnn = torch.backends.cudnn
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     before_cudnn = cudnn.deterministic, cudnn.benchmark
+    before_fill = torch.utils.deterministic.fill_uninitialized_memory
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # cuBLAS reads it once, at its first call
     torch.use_deterministic_algorithms(enabled, warn_only=True)
     cudnn.deterministic, cudnn.benchmark = enabled, False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that takes a twentieth of the time
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         cudnn.deterministic, cudnn.benchmark = before_cudnn
+        torch.utils.deterministic.fill_uninitialized_memory = before_fill
 
 
 def fast_dtype(where: torch.device) -> torch.dtype:
@@ -98,11 +107,14 @@ def environment() -> dict[str, str]:
 
 
 def import_torchvision():
-    """``torchvision``, or a clear message where its build and torch's do not fit, as with CPU-only torch 2.13.0."""
+    """``torchvision``. Raises `TorchvisionError` where it is missing, or its build and torch's do not fit, as with the
+    CPU-only torch 2.13.0."""
     try:
         import torchvision
-    except (RuntimeError, ImportError, AttributeError) as error:
-        raise ImportError(
+    except (RuntimeError, ImportError, AttributeError, OSError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "torchvision":
+            raise TorchvisionError("torchvision is not installed: `pip install torchvision`") from None
+        raise TorchvisionError(
             f"torchvision cannot be imported beside torch {torch.__version__} ({type(error).__name__}: {error}). "
             "Their builds do not fit: install a matching pair, for example "
             "`pip install torch==2.14.1 torchvision==0.29.1`."

@@ -7,6 +7,7 @@ that was killed and resumed takes the same steps as one that was not.
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import logging
 import math
@@ -46,6 +47,8 @@ class Outcome:
 
 def fabric(device: runtime.Device = "auto", precision: Precision = "auto", devices: int = 1) -> Fabric:
     """A Fabric on ``device``. ``auto`` precision is bfloat16 autocast where the hardware has it, else float32."""
+    if importlib.util.find_spec("torchvision"):
+        runtime.import_torchvision()  # lightning imports it too, and fails in other words where it is broken
     from lightning.fabric import Fabric  # takes seconds to import, and only training needs it
 
     logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.WARNING)  # a line for every Fabric made
@@ -176,6 +179,20 @@ def log_csv(history: Sequence[dict[str, float | None]]) -> str:
     writer.writeheader()
     writer.writerows(history)
     return text.getvalue()
+
+
+def read_log(path: Path) -> list[dict[str, float | None]]:
+    """The history that `log_csv` wrote."""
+    with path.open(newline="") as file:
+        rows = [{name: float(text) if text else None for name, text in row.items()} for row in csv.DictReader(file)]
+    return [row | {"epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows]
+
+
+def columns(history: Sequence[dict[str, float | None]]) -> dict[str, list]:
+    """The history as one list a column, for a record: epoch, step, loss (4 digits) and score (None: none better)."""
+    names = ("epoch", "step", "loss", "score")
+    table = {name: [row[name] for row in history] for name in names}
+    return table | {"loss": [float(f"{loss:.4g}") for loss in table["loss"]]}
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:

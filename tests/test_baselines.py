@@ -42,6 +42,18 @@ def test_those_of_other_settings_are_refused_with_the_remedy(trained):
         baselines.collect(trained.override({"baseline_images": 9}))
 
 
+def test_where_the_cnns_are_not_asked_for_there_is_nothing_to_compare(trained):
+    for gates in ({}, {"retrain": True}, {"reevaluate": True}):
+        assert baselines.collect(trained.override({"groups": ["pinet"], **gates})).empty
+
+
+def test_retraining_compares_the_cnns_that_count(trained):
+    """As `study.collect` does: those before ``SEED``, or beyond ``FITS``, are of another run."""
+    for changes, fits in (({"fits": 1}, ["cnn/0"]), ({"seed": 1, "fits": 1}, ["cnn/1"])):
+        compared = baselines.collect(trained.override({"retrain": True, **changes}))
+        assert compared.fit.unique().tolist() == fits
+
+
 def test_without_any_the_remedy_is_named(trained):
     with pytest.raises(ArtifactError, match="there are no baselines .* REEVALUATE=True"):
         baselines.collect(trained)

@@ -247,3 +247,18 @@ def test_an_unknown_group_is_refused_with_the_near_misses():
 def test_every_preset_can_be_read(preset):
     study = read_parameters(notebook(PRESET=preset), ToyShapesStudy)
     assert study.preset == preset and set(study.groups) <= set(GROUPS)
+
+
+def test_the_provenance_is_what_the_results_depend_on():
+    """Not where and how they were computed: one's folders are nobody's business, and make manifests differ."""
+    study = ToyShapesStudy(out="somewhere", device="cpu", workers=2, together=3, retrain=True, continue_shipped=True)
+    assert study.provenance() == ToyShapesStudy().provenance()
+    assert "somewhere" not in str(study.provenance())
+    assert study.override({"seed": 3, "data.n_images": 50}).provenance()["data"]["n_images"] == 50
+    left_out = ToyShapesStudy.model_fields.keys() - study.provenance().keys()
+    assert left_out == {"out", "device", "workers", "together", "retrain", "reevaluate", "continue_shipped"}
+
+
+def test_a_group_named_twice_is_refused():
+    message = refusal(read_parameters, notebook(GROUPS=["cnn", "pinet", "cnn"]), ToyShapesStudy)
+    assert "name each group once" in message

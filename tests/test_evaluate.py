@@ -151,6 +151,10 @@ def test_accuracy_is_the_share_of_images_on_the_right_side(report):
     assert values["accuracy"] == sum(map(bool, right)) / len(y)
 
 
+def test_a_report_has_every_entry_that_a_record_is_told_by(report):
+    assert report[4].keys() == evaluate.ENTRIES | {"validated"}
+
+
 def test_detection_is_measured_on_maps_divided_by_their_maximum(report):
     model, x, _, masks, values, _ = report
     unit = (model(x).scores[:, 0] / model(x).scores.max()).detach()

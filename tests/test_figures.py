@@ -40,6 +40,12 @@ def records_of(groups=GROUPS, fits=6, rejected=1):
     return [record(g, s, rng, s >= rejected or g == "ensemble") for g in groups for s in range(fits + rejected)]
 
 
+def with_history(records, score=(0.5, None, 0.9, 1.0)):
+    """The records of fits that were validated twice in each of two epochs."""
+    history = {"epoch": [1, 1, 2, 2], "step": [10, 25, 10, 25], "loss": [300.0, 2.5, 0.1, 0.02], "score": list(score)}
+    return [record | {"training": record["training"] | {"history": history}} for record in records]
+
+
 def methods_of(fits=3):
     rng = np.random.default_rng(1)
     names = ("grad_cam", "gradient", "lime")
@@ -209,6 +215,7 @@ FIGURES = {
     "recursive_accuracy, ours alone": lambda records: figures.recursive_accuracy(study.frame(records), reference={}),
     "success_rates": lambda records: figures.success_rates(records),
     "success_rates, ours alone": lambda records: figures.success_rates(records, rejected={}),
+    "training_curves": lambda records: figures.training_curves(with_history(records)),
     "baselines": lambda records: figures.baselines(methods_of()),
     "baselines, with PiNets": lambda records: figures.baselines(methods_of(1), study.frame(records)),
 }
@@ -332,6 +339,26 @@ def test_success_rates_show_every_seed(records):
     assert tuple(points(one(figure, "rejected:soft:released"))[0]) == released.REJECTED["soft"]
     assert len(points(one(figure, "accepted:soft:released"))[0]) == released.FITS
     assert {"ours: 6 of 7 (86%)", "members: 21 of 28 (75%)"} <= set(texts(figure))
+
+
+def test_training_curves_show_the_loss_and_the_best_score_so_far(records):
+    figure = figures.training_curves([*with_history(records[:2]), *records[2:]])
+    assert [line.get_linestyle() for line in (one(figure, "loss:cnn/0"), one(figure, "loss:cnn/1"))] == ["--", "-"]
+    assert not found(figure, "loss:cnn/2"), "its record holds no history"
+    time, loss = points(one(figure, "loss:cnn/1"))
+    assert list(time) == [0.4, 1, 1.4, 2] and list(loss) == [300, 2.5, 0.1, 0.02]
+    time, score = points(one(figure, "score:cnn/1"))
+    assert list(time) == [0.4, 1, 1.4, 2] and list(score) == [0.5, 0.5, 0.9, 1]
+
+
+def test_what_has_nothing_to_show_says_so_in_one_line(records):
+    for note, word in (
+        (figures.training_curves(records), "history"),
+        (figures.baselines(pd.DataFrame()), "CNN"),
+        (pictures.examples(np.zeros((1, 8, 8)), np.zeros((1, 8, 8)), {}), "GROUPS"),
+    ):
+        shown = DisplayFormatter().format(note)[0]
+        assert shown == {"text/plain": note.text} and word in note.text and "\n" not in note.text
 
 
 def test_baselines_are_sorted_by_the_score_that_needs_no_oracle(table):

@@ -113,6 +113,12 @@ def test_cells_and_file_are_small(path):
 
 
 @every_notebook
+def test_memory_is_bounded(path):
+    """As `helpers refresh` measured it when the outputs were stored."""
+    assert 0 < read(path).metadata["sightline"]["megabytes"] < 4000
+
+
+@every_notebook
 def test_prose_announces_every_cell(path):
     cells = read(path).cells
     assert cells[0].cell_type == "markdown" and cells[0].source.startswith("# ")

@@ -105,6 +105,26 @@ def test_the_index_lists_all_with_verdict_status_and_traceback(runs):
         assert (runs[0].path.parent / link).exists()
 
 
+def test_the_links_of_a_run_stand_apart(runs):
+    good = runs[2]
+    read, notebook = '<a href="03_good.html">Read</a>', '<a href="03_good.ipynb">Notebook</a>'
+    assert f"{read} · {notebook}" in report.index([good])
+    elsewhere = report.index([notebooks.Run(Path("nowhere.ipynb"), "gone", "failed")])
+    assert "Notebook</a>" not in elsewhere and "Read" not in elsewhere
+    only = report.index([notebooks.replace(good, path=good.path.with_name("only.html"))])
+    assert "> · <" not in only
+
+
+def test_the_memory_is_that_of_the_kernel_and_of_what_it_starts(tmp_path):
+    child = "b = bytearray(b'x') * 200_000_000; import time; time.sleep(2)"
+    parent = "a = bytearray(b'x') * 100_000_000; import subprocess, sys"
+    path = write(tmp_path / "01_a.ipynb", f"{parent}; subprocess.run([sys.executable, '-c', {child!r}])")
+    run = notebooks.execute(path, tmp_path / "out.ipynb", timeout=60)
+    assert run.status == "ok" and 300e6 < run.memory < 800e6
+    assert f"{run.memory / 1e9:.1f} GB of memory" in report.index([run])
+    assert notebooks.refresh(path).memory == pytest.approx(notebooks.collect(path).memory, abs=1e6)
+
+
 def test_the_pages_of_notebooks_hold_figures_and_errors(runs):
     failed, _, good = (run.path.with_suffix(".html").read_text() for run in runs)
     assert "ZeroDivisionError" in failed

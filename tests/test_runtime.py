@@ -2,6 +2,7 @@
 
 import builtins
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -151,3 +152,9 @@ def test_a_torchvision_that_does_not_fit_is_explained(monkeypatch, error):
 
 def test_the_torchvision_that_is_installed_fits():
     assert runtime.import_torchvision().__name__ == "torchvision"
+
+
+def test_a_torchvision_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(runtime.TorchvisionError, match="^torchvision is not installed: `pip install torchvision`$"):
+        runtime.import_torchvision()

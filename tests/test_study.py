@@ -13,7 +13,7 @@ import torch
 
 from helpers import artifacts, config, training
 from helpers.artifacts import ArtifactError
-from helpers.pinets import fits, publish, study
+from helpers.pinets import examples, fits, publish, study
 from helpers.pinets.fits import Fit
 from helpers.pinets.presets import ToyShapesStudy
 from helpers.pinets.study import Shelf, collect, frame
@@ -307,6 +307,52 @@ def test_retrain_trains_what_is_missing_and_keeps_each_fit(tmp_path, trained_fit
     assert trained_fits == ["pinet/2"] and more[:2] == records[:2]
 
 
+def test_retrain_returns_the_fits_that_count_for_its_settings(tmp_path, trained_fits, monkeypatch):
+    """As many as ``FITS`` asks for, from ``SEED`` on, with the rejected among them; whatever else ``OUT`` holds."""
+
+    def names(**changes):
+        return [record["fit"] for record in retrain(tmp_path, groups=["pinet"], **changes)]
+
+    real = fits.keep  # seed 1 is rejected
+    monkeypatch.setattr(fits, "keep", lambda fit, s, out, outcome, precision: real(
+        fit, s, out, training.Outcome(**{**vars(outcome), "score": -1.0 if fit.seed == 1 else 1.0}), precision))
+    assert names(fits=3) == ["pinet/0", "pinet/1", "pinet/2", "pinet/3"]
+    trained_fits.clear()
+    assert names(fits=1) == ["pinet/0"]
+    assert names(fits=2) == ["pinet/0", "pinet/1", "pinet/2"], "the rejected one among them"
+    assert names(fits=1, seed=1) == ["pinet/1", "pinet/2"] and trained_fits == []
+    assert names(fits=2, seed=3) == ["pinet/3", "pinet/4"] and trained_fits == ["pinet/4"]
+    everything = collect(small(tmp_path, groups=["pinet"], fits=1))
+    assert len(everything) == 5, "without RETRAIN, FITS chooses nothing"
+
+
+def test_retrain_returns_ensembles_of_the_members_that_count(tmp_path, trained_fits):
+    def members(**changes):
+        records = retrain(tmp_path, groups=["ensemble"], **changes)
+        return {record["fit"]: record["training"]["members"] for record in records}
+
+    assert members(ensembles=2) == {"ensemble/0": [0, 1], "ensemble/1": [0, 1]}
+    first = Shelf(tmp_path).record("ensemble/0")
+    assert members(seed=1) == {"ensemble/0": [1, 2]}
+    trained_fits.clear()
+    assert members() == {"ensemble/0": [0, 1]} and trained_fits == []
+    assert Shelf(tmp_path).record("ensemble/0") == first, "made anew from the members' weights"
+    assert members(members=1) == {"ensemble/0": [0]}
+    for path in (tmp_path / "weights" / "ensemble" / "1").iterdir():
+        path.unlink()  # as of shipped records, whose members are not all shipped
+    for changes in ({"members": 1}, {"members": 3}, {"seed": 1}):
+        message = refusal(retrain, tmp_path, groups=["ensemble"], ensembles=2, **changes)
+        assert "ensemble/1.json is of other members than SEED and members ask for" in message and "OUT" in message
+    assert trained_fits == []
+
+
+def test_the_course_of_training_is_kept_in_the_record(tmp_path):
+    record = retrain(tmp_path, groups=["pinet"], fits=1)[0]
+    (log,) = tmp_path.glob("work/pinet/0/*/log.csv")
+    assert record["training"]["history"] == training.columns(training.read_log(log))
+    assert "history" not in frame([record]).columns
+
+
 def test_without_the_gates_records_are_read_and_nothing_is_trained(tmp_path, no_training):
     options, _ = untrained(tmp_path / "out", TINY | {"groups": ["pinet", "ensemble"], "out": str(tmp_path / "out")})
     records = collect(options)
@@ -543,6 +589,47 @@ def test_what_cannot_be_published_leaves_what_is_shipped_alone(made, elsewhere, 
     assert contents(elsewhere) == before
 
 
+def test_what_is_shipped_is_never_lost_to_a_study_of_fewer_groups(made, elsewhere, tmp_path):
+    publish.publish(made)
+    before = contents(elsewhere)
+    some = shutil.copytree(made.out, tmp_path / "some")
+    shutil.rmtree(some / "results" / "fits" / "cnn")
+    shutil.rmtree(some / "results" / "fits" / "strong")
+    fewer = {"out": str(some), "groups": ["pinet", "naive", "soft", "feedback", "ensemble"]}
+    for options in (made.override({"out": str(some)}), made.override(fewer)):
+        message = refusal(publish.publish, options)
+        assert "has no results of cnn, strong, which are shipped" in message and "CONTINUE_SHIPPED=True" in message
+    message = refusal(publish.publish, made.override({"groups": ["pinet"]}))
+    assert "no results of cnn, naive, soft, feedback, ensemble, strong" in message
+    assert contents(elsewhere) == before
+
+
+def test_baselines_that_are_shipped_are_not_lost_either(made, elsewhere):
+    artifacts.save_json(elsewhere / "results" / "toyshapes" / "baselines" / "0.json", {})
+    assert "has no results of baselines" in refusal(publish.publish, made)
+
+
+def test_a_first_set_may_be_of_some_groups(made, elsewhere):
+    assert publish.publish(made.override({"groups": ["pinet"]})) == {"pinet": 2}
+
+
+def test_the_manifest_says_what_was_set_and_not_where_it_was_computed(made, elsewhere):
+    publish.publish(made)
+    for kind in ("weights", "results"):
+        told = artifacts.read_manifest(elsewhere / kind / "toyshapes")["provenance"]
+        assert told["settings"] == made.provenance() and made.out not in json.dumps(told)
+
+
+def test_the_course_of_training_is_published_from_the_log_where_the_record_lacks_it(tmp_path, elsewhere):
+    """As of fits from before records held it."""
+    records = retrain(tmp_path, groups=["pinet"])
+    old = json.loads(json.dumps(records[1]))
+    del old["training"]["history"]
+    artifacts.save_json(Shelf(tmp_path).record_path("pinet/1"), old)
+    publish.publish(small(tmp_path, groups=["pinet"]))
+    assert collect(small(groups=["pinet"])) == records
+
+
 def test_training_goes_on_from_shipped_records_without_their_weights(tmp_path, elsewhere, trained_fits):
     first = retrain(tmp_path / "first")
     ship(elsewhere, small(tmp_path / "first"))
@@ -554,6 +641,22 @@ def test_training_goes_on_from_shipped_records_without_their_weights(tmp_path, e
     assert sorted(trained_fits) == ["ensemble/1/0", "ensemble/1/1", "pinet/2"]
     assert [r for r in records if r["fit"] in ("pinet/0", "pinet/1", "ensemble/0")] == first
     assert len(records) == 5
+
+
+def test_training_goes_on_beside_the_weights_that_are_shipped(tmp_path, elsewhere, trained_fits):
+    """So that what the notebook shows after training, maps of the first fits, can be shown."""
+    records = retrain(tmp_path / "first")
+    ship(elsewhere, small(tmp_path / "first"))
+    (elsewhere / "weights" / "toyshapes" / "pinet" / "1.safetensors").unlink()
+    artifacts.write_manifest(elsewhere / "weights" / "toyshapes", {})
+    trained_fits.clear()
+    for _ in range(2):  # a second time nothing is lacking
+        assert retrain(tmp_path / "second", continue_shipped=True) == records and trained_fits == []
+    there = {"pinet/0.safetensors", "ensemble/0/0.safetensors", "ensemble/0/1.safetensors"}
+    assert tensors(tmp_path / "second" / "weights").keys() == there
+    again = small(tmp_path / "second", retrain=True)
+    shown = examples.maps(records, again, study.choose_shelf(again), fits.test_set(again).x[:2])
+    assert shown.keys() == {"pinet", "ensemble"}
 
 
 def test_without_continue_shipped_what_is_shipped_does_not_count(tmp_path, elsewhere, trained_fits):
@@ -622,6 +725,17 @@ def test_results_of_another_test_set_are_refused_until_they_are_reevaluated(work
         assert "another test set" in message and message.endswith("run with REEVALUATE=True")
     again = collect(other.override({"retrain": True, "reevaluate": True}))
     assert again == collect(other) and [record["fit"] for record in again] == ["pinet/0", "pinet/1", "ensemble/0"]
+
+
+@pytest.mark.parametrize("entry", ["scale", "curve"])
+def test_a_record_from_before_its_report_had_an_entry_is_refused_until_it_is_reevaluated(working, entry):
+    options, shelf = working
+    truth = shelf.record("pinet/1")
+    test = {name: value for name, value in truth["test"].items() if name != entry}
+    artifacts.save_json(shelf.record_path("pinet/1"), truth | {"test": test})
+    message = refusal(collect, options)
+    assert "pinet/1" in message and "another version of the evaluation; run with REEVALUATE=True" in message
+    assert truth in collect(options.override({"reevaluate": True}))
 
 
 def test_results_of_other_weights_are_refused_until_they_are_reevaluated(working):

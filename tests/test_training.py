@@ -2,6 +2,9 @@
 
 import csv
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from torch import nn
 
 from helpers import artifacts, runtime, training
 
+ROOT = Path(__file__).parents[1]
 N, BATCH = 24, 8
 
 
@@ -355,3 +359,42 @@ def test_a_checkpoint_is_no_pickle(fabric, tmp_path):
     tensors, facts = artifacts.load_tensors(tmp_path / "checkpoint.safetensors")
     assert {name.split("/")[0] for name in tensors} == {"model", "best", "optimizer"}
     assert facts["outcome"]["epochs"] == 2 and facts["param_groups"][0]["lr"] == 0.02
+
+
+def test_a_log_reads_back_as_the_history_it_was_written_from(tmp_path):
+    history = [{"epoch": 1, "step": 8, "loss": 419.5297546386719, "score": 0.65, "learning_rate": 0.005},
+               {"epoch": 1, "step": 16, "loss": 1e-09 / 3, "score": None, "learning_rate": 0.005}]  # fmt: skip
+    (tmp_path / "log.csv").write_text(training.log_csv(history))
+    assert training.read_log(tmp_path / "log.csv") == history
+    assert training.columns(history) == {
+        "epoch": [1, 1], "step": [8, 16], "loss": [419.5, 3.333e-10], "score": [0.65, None]}  # fmt: skip
+
+
+def broken_torchvision(folder):
+    """An environment whose torchvision fails at import, as beside the CPU-only torch 2.13.0."""
+    (folder / "torchvision").mkdir()
+    source = "raise RuntimeError('operator torchvision::nms does not exist')"
+    (folder / "torchvision" / "__init__.py").write_text(source)
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+def test_training_beside_a_torchvision_that_does_not_fit_says_what_to_install(tmp_path):
+    """Lightning imports it too."""
+    code = "from helpers import training; training.fabric('cpu')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=broken_torchvision(tmp_path),
+                          capture_output=True, text=True)  # fmt: skip
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and "TorchvisionError: torchvision cannot be imported beside torch" in last
+    assert "operator torchvision::nms does not exist" in last and "pip install torch==" in last
+
+
+def test_reading_what_is_shipped_never_meets_torchvision(tmp_path):
+    code = "import captum.attr; from helpers.pinets import baselines, claims, explore, pictures, recursion, study"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=broken_torchvision(tmp_path), check=True)
+
+
+def test_without_torchvision_training_goes_on(monkeypatch):
+    """Lightning does not need it."""
+    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(runtime, "import_torchvision", lambda: pytest.fail("it was imported"))
+    assert training.fabric("cpu")

@@ -30,6 +30,8 @@ STYLE = """<style>
 .sightline-svg .number { font-size: 11px; paint-order: stroke; stroke-width: 3px;
   stroke: var(--jp-layout-color0, #fff) }
 .sightline .facts td { width: auto; white-space: nowrap }
+.sightline-shared { max-width: 680px }
+.sightline .sightline-shared td { width: auto }
 </style>"""
 NOTE = (
     "<small>Circles: the effect of cutting all edges of a node, as a share of the mean outcome; "
@@ -103,6 +105,7 @@ class Controls:
         self.columns = [w.VBox(pair, layout={"min_width": "0", "flex": "1 1 0"}) for pair in pairs]
         self.nodes = [NodePanel("left"), NodePanel("right")]
         self.shared = w.HTML()
+        self.shared.add_class("sightline-shared")
         self.absent = w.HTML()
         below = w.HBox([panel.widget for panel in self.nodes], layout={"flex_flow": "row wrap", "grid_gap": "16px"})
         above = w.HBox(self.columns, layout={"grid_gap": "16px"})

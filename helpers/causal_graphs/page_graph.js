@@ -84,7 +84,7 @@ function refilterLayer(layer, selection, above) {
 function refilter(graph, selection) {
   const known = new Map(), layers = [];
   for (const old of graph.layers) {
-    const above = layers.length && null;
+    const above = layers.length && known.has(old.target_layer) ? known.get(old.target_layer) : null;
     const layer = refilterLayer(old, selection, above);
     layers.push(layer);
     if (!known.has(layer.source_layer)) known.set(layer.source_layer, new Set());

@@ -69,6 +69,8 @@ class CausalGraphsStudy(Study):
             "stab_runs": 3,
             "beta_grid": (0.0, 0.05, 0.1),
             "scored_images": 4,
+            "scored_classes": (3,),
+            "lipschitz.k": 3,
             "controls": 2,
             "sample_grid": (5, 10, 20),
             "draws": 2,

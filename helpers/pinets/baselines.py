@@ -32,8 +32,10 @@ def collect(study: ToyShapesStudy) -> pd.DataFrame:
     """One row for each method and CNN: detection (naive, optimal, validated), accuracy on the explained part, shift.
 
     Read from the shelf that the study's records come from; computed if ``RETRAIN`` or ``REEVALUATE`` ask for it. The
-    first ``study.baseline_images`` of the test set are used.
+    first ``study.baseline_images`` of the test set are used. No rows where the CNNs are not among ``study.groups``.
     """
+    if GROUP not in study.groups:
+        return frame([])
     shelf = choose_shelf(study)
     if not (study.retrain or study.reevaluate):
         return frame(_checked(artifacts.load_json(artifacts.check_file(path) if shelf.shipped else path), study)
@@ -88,8 +90,10 @@ def frame(records) -> pd.DataFrame:
 
 
 def _fits(study: ToyShapesStudy, shelf: Shelf) -> list[Fit]:
-    """The first accepted CNNs whose weights are at hand."""
-    seeds = (int(name.rsplit("/", 1)[1]) for name in shelf.names(GROUP))
+    """The first accepted CNNs whose weights are at hand; when training, of those that count."""
+    seeds = [int(name.rsplit("/", 1)[1]) for name in shelf.names(GROUP)]
+    if study.retrain:
+        seeds, _ = fits.accepted_seeds(study, GROUP, shelf.accepted)
     at_hand = [Fit(GROUP, seed) for seed in seeds if shelf.weights_path(Fit(GROUP, seed)).exists()]
     return [fit for fit in at_hand if shelf.accepted(fit)][: study.baseline_fits]
 

@@ -131,6 +131,22 @@ def check_orders(ledger: Ledger, table: pd.DataFrame, where: str) -> None:
     ordered("range-order", "feedback widens the range of thresholds above .9", "range_0.9", "pinet", "feedback")
 
 
+def check_unstretched(ledger: Ledger, fits: pd.DataFrame, where: str) -> None:
+    """Our finding on feedback, from `recursion.unstretched`: it was met by faint maps, not by maps that repeat."""
+    feedback = fits[fits.group == "feedback"]
+    silent = int((feedback.positives == 0).sum())
+    ledger.check(
+        "unstretched-feedback",
+        "PiNet Feedback: of its map as it is, not stretched to 1, a network recognises nothing",
+        ours=f"{silent} of {len(feedback)} fits" if len(feedback) else None,
+        reference="5 of 5 fits",
+        kind="ours",
+        rule='every fit answers "no" to every image',
+        holds=silent == len(feedback) if len(feedback) >= released.MIN_FITS else None,
+        where=where,
+    )
+
+
 def check_or_vote(ledger: Ledger, table: pd.DataFrame, where: str) -> None:
     """Our finding on the published ensembles: the OR vote flatters their sufficiency."""
     ours = Medians(table)

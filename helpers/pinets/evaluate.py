@@ -18,6 +18,8 @@ from helpers.pinets.models import CNN, Ensemble, PiNet
 
 LEVELS = (0.5, 0.75, 0.9)  # satisfaction levels of the detection range
 VERSION = 1  # goes into the provenance of results: raise it when a number here changes its meaning
+# Entries of every report. A new one needs no new version: records that lack it are told by that (`study.checked`).
+ENTRIES = frozenset({"accuracy", "scale", "naive", "optimal", "curve", "alignment_residual", "recursive", "shift"})
 
 Explainer = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
 

@@ -55,8 +55,10 @@ def load_model(record: dict[str, Any], study: ToyShapesStudy, shelf: Shelf):
     return shelf.model(Fit(group, int(seed)), study)
 
 
-def first_accepted(records: list[dict[str, Any]], group: str) -> dict[str, Any] | None:
-    return next((r for r in records if r["group"] == group and r["training"]["accepted"]), None)
+def first_accepted(records: list[dict[str, Any]], *groups: str) -> dict[str, Any] | None:
+    """The first accepted fit of the first of ``groups`` that has one; None where none has."""
+    accepted = [record for record in records if record["training"]["accepted"]]
+    return next((record for group in groups for record in accepted if record["group"] == group), None)
 
 
 def maps(records: list[dict[str, Any]], study: ToyShapesStudy, shelf: Shelf, x: Tensor) -> dict[str, Example]:

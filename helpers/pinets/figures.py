@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import ConnectionPatch, Ellipse, Patch, Rectangle
 
 from helpers import figures as shared
-from helpers.figures import BLACK, GREY, LIGHT, Picture, offsets, picture, style, tint
+from helpers.figures import BLACK, GREY, LIGHT, Note, Picture, offsets, picture, style, tint
 from helpers.metrics import detection_range
 from helpers.pinets import released
 from helpers.pinets.evaluate import LEVELS
@@ -275,11 +275,42 @@ def _share(part: int, whole: int) -> str:
 
 
 @style()
-def baselines(methods: pd.DataFrame, table: pd.DataFrame | None = None, majority: float = MAJORITY) -> Picture:
+def training_curves(records: Records, wanted: float = 0.98) -> Picture | Note:
+    """How training went: the loss, and the best validation accuracy so far beside what the paper ``wanted``.
+
+    A line for each fit whose record holds its history, dashed if it was rejected. An ensemble's record is of many fits.
+    """
+    groups = _by_group((record for record in records if "history" in record["training"]), accepted=False)
+    if not groups:
+        return Note("No training curves: none of these records holds its history. Fits that are trained anew keep it.")
+    figure = picture(10, 3.9)
+    left, right = figure.subplots(1, 2)
+    for group, members in groups.items():
+        for record in members:
+            history, good = record["training"]["history"], record["training"]["accepted"]
+            epoch, step, score = (np.array(history[name], float) for name in ("epoch", "step", "score"))
+            time, best = epoch - 1 + step / step.max(), np.fmax.accumulate(score)
+            look = {"color": COLOURS[group], "linestyle": "-" if good else "--", "linewidth": 1, "alpha": 0.7}
+            left.plot(time, history["loss"], gid=f"loss:{record['fit']}", **look)
+            right.plot(time, best, gid=f"score:{record['fit']}", drawstyle="steps-post", **look)
+    right.axhline(wanted, gid="wanted", **_MAJORITY)
+    left.set(yscale="log", xlabel="epoch", title="Loss (mean since the point before)")
+    right.set(ylim=(None, 1.005), xlabel="epoch", title="Best validation accuracy so far")
+    handles = [Line2D([], [], color=COLOURS[group], label=LABELS[group]) for group in groups]
+    handles += [Line2D([], [], color=GREY, linestyle="--", linewidth=1, label="a rejected fit"),
+                Line2D([], [], label=f"the paper's least to be accepted: {wanted:g}", **_MAJORITY)]  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=5)
+    return figure
+
+
+@style()
+def baselines(methods: pd.DataFrame, table: pd.DataFrame | None = None, majority: float = MAJORITY) -> Picture | Note:
     """Post-hoc methods on the CNN (the table of `baselines.collect`), best validated score first; points are its fits.
 
     Circles, dashes and bars are medians. ``table``, of the study's own fits, adds the PiNets' medians for comparison.
     """
+    if methods.empty:
+        return Note("No post-hoc methods to compare: they need an accepted CNN with its weights, and GROUPS has none.")
     order = methods.groupby("method").validated_score.median().sort_values(ascending=False).index
     rows = {METHODS.get(name, name.replace("_", " ")): (name, methods[methods.method == name], GREY) for name in order}
     pinets = {} if table is None else {group: fits for group, fits in _accepted(table).items() if group != "cnn"}

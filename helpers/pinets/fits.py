@@ -181,6 +181,7 @@ def keep(fit: Fit, study: ToyShapesStudy, out: Path, outcome: training.Outcome, 
         "epochs": outcome.epochs,
         "seconds": round(outcome.seconds, 1),
         "precision": precision,
+        "history": training.columns(outcome.history),
     }
     artifacts.save_tensors(weights_path(out, fit), artifacts.half_precision(outcome.state), metadata)
     (work_folder(out, fit, study) / "checkpoint.safetensors").unlink(missing_ok=True)

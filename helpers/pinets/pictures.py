@@ -14,7 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from numpy.typing import ArrayLike
 
-from helpers.figures import BLACK, BLUE, GREY, HEAT, RED, Picture, image_grid, overlay, picture, show, style, tint
+from helpers.figures import BLACK, BLUE, GREY, HEAT, RED, Note, Picture, image_grid, overlay, picture, show, style, tint
 from helpers.pinets.figures import MAJORITY
 
 
@@ -37,11 +37,13 @@ def samples(images: ArrayLike, masks: ArrayLike, counts: Sequence[int] | None = 
 
 
 @style()
-def examples(images: ArrayLike, masks: ArrayLike, maps: Mapping[str, Maps]) -> Picture:
+def examples(images: ArrayLike, masks: ArrayLike, maps: Mapping[str, Maps]) -> Picture | Note:
     """A row an image: image, mask, then of each model its map as it is and what of it is above its threshold.
 
     Titles give the models' scores x 100 on the whole test set, naive and optimal.
     """
+    if not maps:
+        return Note("No examples: none of the groups that they are of is among GROUPS with an accepted fit.")
     images, masks = np.asarray(images), np.asarray(masks)
     rows, columns = len(images), 2 + 2 * len(maps)
     size = min(1.6, 12 / columns)

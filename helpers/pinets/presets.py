@@ -94,6 +94,8 @@ class ToyShapesStudy(Study):
         },
     }
 
+    of_this_run: ClassVar[frozenset[str]] = Study.of_this_run | {"workers", "together", "continue_shipped"}
+
     groups: Several[str] = Field(GROUPS, description="which groups to train and show")
     fits: int = Field(30, ge=1, description="accepted fits a group")
     ensembles: int = Field(10, ge=1, description="ensembles (the paper: 30)")
@@ -116,4 +118,6 @@ class ToyShapesStudy(Study):
         for name in names:
             if name not in GROUPS:
                 raise ValueError(f"unknown group {name!r}: {suggest(name, GROUPS)}")
+        if len(set(names)) < len(names):
+            raise ValueError("name each group once")
         return names

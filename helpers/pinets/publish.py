@@ -5,13 +5,15 @@ Ships the records of all fits, the weights of the first few, the table and the k
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from helpers import artifacts, config, figures, runtime
+from helpers import artifacts, config, figures, runtime, training
 from helpers.pinets import examples, fits, pictures
-from helpers.pinets.presets import ToyShapesStudy
+from helpers.pinets.fits import Fit
+from helpers.pinets.presets import GROUPS, ToyShapesStudy
 from helpers.pinets.study import Shelf, checked, frame, working_folder
 
 SHIPPED_USUALLY = 5  # accepted fits a group whose weights are shipped, to keep the repository small
@@ -22,10 +24,11 @@ def publish(study: ToyShapesStudy) -> dict[str, int]:
     """Make the working folder's records and first weights the shipped ones; returns the accepted fits a group.
 
     Both sets are assembled beside the old ones, checked (settings of ``study``, checksums of the weights), given their
-    manifests and only then moved into place.
+    manifests and only then moved into place. Raises `ArtifactError` where they lack a group that is shipped.
     """
     out = working_folder(study)
     shelf = Shelf(out)
+    _refuse_fewer_groups(study, shelf)
     counts: dict[str, int] = {}
     (config.ROOT / "results").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=config.ROOT / "results", prefix=".new-") as temporary:
@@ -35,7 +38,7 @@ def publish(study: ToyShapesStudy) -> dict[str, int]:
             accepted = [record for record in records if record["training"]["accepted"]]
             counts[group] = len(accepted)
             for record in records:
-                artifacts.save_json(new.record_path(record["fit"]), record)
+                artifacts.save_json(new.record_path(record["fit"]), _with_history(record, out, study))
             for record in accepted[: SHIPPED.get(group, SHIPPED_USUALLY)]:
                 _take_weights(record, new.weights, [shelf.weights, Shelf().weights])
         for path in sorted((shelf.results / "baselines").glob("*.json")):
@@ -43,13 +46,43 @@ def publish(study: ToyShapesStudy) -> dict[str, int]:
         table = frame(records_of(new, study))
         artifacts.atomic_write(new.results / "fits.csv", table.round(5).to_csv(index=False, lineterminator="\n"))
         figures.save(_key_figure(records_of(new, study), study, new), new.results / "key_figure.png")
-        made = {"settings": study.model_dump(mode="json"), "accepted": counts, "environment": runtime.environment()}
+        made = {"settings": study.provenance(), "accepted": counts, "environment": runtime.environment()}
         artifacts.write_manifest(new.weights, {"data": study.data.digest(), **made})
         weights = artifacts.sha256(new.weights / artifacts.MANIFEST)
         artifacts.write_manifest(new.results, {"data": study.data.digest(), "weights": weights, **made})
         artifacts.replace_folder(new.weights, Shelf().weights)
         artifacts.replace_folder(new.results, Shelf().results)
     return counts
+
+
+def _refuse_fewer_groups(study: ToyShapesStudy, shelf: Shelf) -> None:
+    """What is shipped is replaced as a whole, so that it would be gone where nothing new takes its place."""
+    shipped = Shelf()
+    lost = [
+        group
+        for group in GROUPS
+        if any((shipped.results / "fits" / group).glob("*.json"))
+        and not (group in study.groups and shelf.names(group))
+    ]
+    if any((shipped.results / "baselines").glob("*.json")) and not any((shelf.results / "baselines").glob("*.json")):
+        lost.append("baselines")
+    if lost:
+        raise artifacts.ArtifactError(
+            f"{shelf.results} has no results of {', '.join(lost)}, which are shipped and would be lost; run the "
+            "notebook with RETRAIN=True (CONTINUE_SHIPPED=True takes over the shipped records) and all GROUPS first"
+        )
+
+
+def _with_history(record: dict[str, Any], out: Path, study: ToyShapesStudy) -> dict[str, Any]:
+    """``record`` with the course of its training, taken from the log where it was kept before records held it."""
+    how = record["training"]
+    if "members" in how or "history" in how:
+        return record
+    group, seed = record["fit"].split("/")
+    path = fits.work_folder(out, Fit(group, int(seed)), study) / "log.csv"
+    if path.exists():
+        return record | {"training": how | {"history": training.columns(training.read_log(path))}}
+    return record
 
 
 def records_of(shelf: Shelf, study: ToyShapesStudy) -> list[dict[str, Any]]:
@@ -76,5 +109,8 @@ def _take_weights(record: dict[str, Any], target: Path, sources: list[Path]) -> 
 
 
 if __name__ == "__main__":
-    for name, count in publish(ToyShapesStudy()).items():
-        print(f"{name}: {count} accepted fits")
+    try:
+        for name, count in publish(ToyShapesStudy()).items():
+            print(f"{name}: {count} accepted fits")
+    except config.PlainError as error:
+        sys.exit(f"Sightline: {error}")

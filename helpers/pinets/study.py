@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +93,9 @@ def collect(study: ToyShapesStudy) -> list[dict[str, Any]]:
     """The records of ``study.groups``, rejected fits included.
 
     ``REEVALUATE`` computes the reports of the weights at hand anew; ``RETRAIN`` trains and evaluates what ``OUT`` does
-    not hold yet; otherwise the records are read. All come from one shelf: what is shipped is never mixed with what is
-    new, unless ``continue_shipped`` asks for it. Raises `ArtifactError` for a record that is missing, damaged or stale.
+    not hold yet, and returns the records that count: seeds from ``seed`` upwards until ``fits`` are accepted, the first
+    ``ensembles``. Otherwise all are read. They come from one shelf: what is shipped is never mixed with what is new,
+    unless ``continue_shipped`` asks for it. Raises `ArtifactError` for a record that is missing, damaged or stale.
     """
     shelf = choose_shelf(study)
     if study.retrain:
@@ -104,12 +107,13 @@ def collect(study: ToyShapesStudy) -> list[dict[str, Any]]:
         shelf = _reevaluate(study, shelf)
     if study.retrain:
         _read(study, shelf)  # a stale record is better known before hours of training than after
+        _refuse_other_members(study, shelf)
         if study.together:
             together.run_missing(study, shelf.accepted, run, working_folder(study), study.together)
         else:
             fits.run_missing(study, shelf.accepted, run)
         _finish_ensembles(study, shelf)
-    records = _read(study, shelf)
+    records = _that_count(study, _read(study, shelf)) if study.retrain else _read(study, shelf)
     for group in study.groups:
         if all(record["group"] != group for record in records):
             raise artifacts.ArtifactError(f"no results of {group!r} are in {shelf.results}; RETRAIN=True makes them")
@@ -168,10 +172,13 @@ def run(fit: Fit, study: ToyShapesStudy) -> bool:
 
 
 def _finish_ensembles(study: ToyShapesStudy, shelf: Shelf) -> None:
-    """Evaluate the ensembles that were cut off between their last member and their record."""
+    """Evaluate the ensembles that were cut off between their last member and their record, and those whose record is of
+    other members than count now."""
     for group in study.groups:
         for ensemble in range(study.ensembles) if getattr(study.group, group).ensemble else ():
-            if shelf.record(f"{group}/{ensemble}") is None:
+            record = shelf.record(f"{group}/{ensemble}")
+            members, _ = fits.accepted_seeds(study, group, shelf.accepted, ensemble)
+            if record is None or record["training"]["members"] != members:
                 _keep(working_folder(study), evaluate_ensemble(group, ensemble, study, shelf))
 
 
@@ -236,7 +243,8 @@ def checked(record: dict[str, Any], study: ToyShapesStudy) -> dict[str, Any]:
             f"the results of {record['fit']} were computed with other data, model or training settings; run with "
             "RETRAIN=True to train with these, or take back the changes to OVERRIDES and PRESET"
         )
-    if made["test"] != _test_digest(study):
+    validated = record["test"].get("validated", {})
+    if made["test"] != _test_digest(study) or not (evaluate.ENTRIES <= record["test"].keys() and "scale" in validated):
         raise artifacts.ArtifactError(
             f"the results of {record['fit']} were computed on another test set or by another version of the "
             "evaluation; run with REEVALUATE=True"
@@ -263,6 +271,20 @@ def _read(study: ToyShapesStudy, shelf: Shelf) -> list[dict[str, Any]]:
     return records
 
 
+def _that_count(study: ToyShapesStudy, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of a working folder's records those of the fits that a run with these settings trains: not those of seeds before
+    ``study.seed``, nor of more fits or ensembles than are wanted."""
+    accepted = {record["fit"]: record["training"]["accepted"] for record in records}
+    names: set[str] = set()
+    for group in study.groups:
+        if getattr(study.group, group).ensemble:
+            seeds: Iterable[int] = range(study.ensembles)
+        else:
+            seeds = chain(*fits.accepted_seeds(study, group, lambda fit: accepted.get(fit.name)))
+        names.update(f"{group}/{seed}" for seed in seeds)
+    return [record for record in records if record["fit"] in names]
+
+
 def _refuse_other_settings(study: ToyShapesStudy, shelf: Shelf) -> None:
     """Fits of other settings in the working folder could neither be counted nor be overwritten: `ArtifactError`."""
     for group in study.groups:
@@ -275,6 +297,21 @@ def _refuse_other_settings(study: ToyShapesStudy, shelf: Shelf) -> None:
                 raise artifacts.ArtifactError(
                     f"{path} was made with other data, model or training settings; choose another folder with OUT, or "
                     "delete that one"
+                )
+
+
+def _refuse_other_members(study: ToyShapesStudy, shelf: Shelf) -> None:
+    """An ensemble of other members than its record's cannot be made where only the record was kept: `ArtifactError`."""
+    for group in study.groups:
+        for ensemble in range(study.ensembles) if getattr(study.group, group).ensemble else ():
+            record = shelf.record(f"{group}/{ensemble}")
+            members, _ = fits.accepted_seeds(study, group, shelf.accepted, ensemble)
+            same = record and record["training"]["members"] == members and len(members) == study.members
+            there = (shelf.weights_path(Fit(group, seed, ensemble)).exists() for seed in members)
+            if record and not same and not all(there):
+                raise artifacts.ArtifactError(
+                    f"{shelf.record_path(record['fit'])} is of other members than SEED and members ask for, and not "
+                    "all weights are there to make it anew; take back those changes, or choose another folder with OUT"
                 )
 
 
@@ -303,9 +340,17 @@ def _reevaluate(study: ToyShapesStudy, shelf: Shelf) -> Shelf:
 
 
 def _take_shipped_records(study: ToyShapesStudy) -> None:
-    """Count the shipped records as done: copy those of these settings that the working folder lacks."""
+    """Count the shipped records as done: copy those of these settings that the working folder lacks, and of the weights
+    they were computed from those that are shipped, so that maps can be shown."""
     shipped, working = Shelf(), Shelf(working_folder(study))
     for group in study.groups:
         for name in shipped.names(group):
             if working.record(name) is None:
                 _keep(working_folder(study), checked(shipped.record(name), study))
+            made_from = shipped.record(name)["computed_from"]["weights"]
+            if working.record(name)["computed_from"]["weights"] != made_from:
+                continue  # another fit of the same seed
+            for weights in made_from:
+                source, target = (shelf.weights / f"{weights}.safetensors" for shelf in (shipped, working))
+                if source.exists() and not target.exists():
+                    artifacts.atomic_write(target, artifacts.check_file(source).read_bytes())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from helpers.figures import Note
 from helpers.pinets import released
 from helpers.pinets.evaluate import LEVELS
 from helpers.pinets.fits import build
@@ -67,7 +68,25 @@ def detection_ranges(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("ours (released)")
 
 
-def ensemble_rules(table: pd.DataFrame) -> pd.DataFrame:
+def unstretched(fits: pd.DataFrame) -> pd.DataFrame | Note:
+    """Medians of `recursion.unstretched`, and how many fits answer "no" to the unstretched part of every image."""
+    rows = {}
+    for group, some in fits.groupby("group", sort=False):
+        rows[group] = {
+            "fits": len(some),
+            "highest π": some.peak.median(),
+            "accuracy": some.accuracy.median(),
+            "stretched to 1": some.stretched.median(),
+            "as it is": some.unstretched.median(),
+            "π left": some.left.median(),
+            'always "no"': int((some.positives == 0).sum()),
+        }
+    if not rows:
+        return Note("No unstretched maps: neither PiNet nor PiNet Feedback is among GROUPS with the weights of a fit.")
+    return pd.DataFrame.from_dict(rows, orient="index").round(2)
+
+
+def ensemble_rules(table: pd.DataFrame) -> pd.DataFrame | Note:
     """Accuracy of the ensembles on the marked part alone, by three rules of voting."""
     ensembles = table[table.group == "ensemble"]
     columns = {
@@ -76,7 +95,7 @@ def ensemble_rules(table: pd.DataFrame) -> pd.DataFrame:
         "legacy_recursive": "OR (released rule)",
     }
     if ensembles.empty:
-        return pd.DataFrame(columns=list(columns.values()))
+        return Note("No rules of voting to compare: there is no ensemble among GROUPS.")
     return ensembles[list(columns)].rename(columns=columns).agg(["median", "min", "max"]).round(3)
 
 

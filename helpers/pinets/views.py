@@ -182,7 +182,7 @@ class Open:
         The latter holds for maps divided by their maximum over the validation images; here they are by the test set's.
         """
         entry, low, high = self.record["test"][RULES[rule]], *metrics.THRESHOLDS[[0, -1]].tolist()
-        own_scale = entry.get("scale", self.scale)
+        own_scale = entry["scale"] if rule == "validation" else self.scale
         return min(max(entry["threshold"] * own_scale / (self.scale or 1), low), high)
 
 
