@@ -68,7 +68,7 @@ def choose_shelf(study: CausalGraphsStudy) -> Shelf:
     """The working folder when training or measuring, or when ``OUT`` names one that holds this study; else what is
     shipped."""
     anew = study.retrain or study.reevaluate
-    if anew or (study.out and (Path(study.out) / "results").is_dir()):
+    if anew or (study.out and any((Path(study.out) / kind).is_dir() for kind in ("weights", "results"))):
         return Shelf(working_folder(study))
     return Shelf()
 
@@ -97,6 +97,10 @@ class Checkpoint:
 
     @cached_property
     def _loaded(self) -> tuple[nn.Module, dict[str, Any]]:
+        if self.study.weights and self.shortcut is None:
+            path = Path(self.study.weights)
+            model, metadata = fits.load(path)
+            return model.to(runtime.device(self.study.device)), metadata | {"sha256": artifacts.sha256(path)}
         fit, path = self.fit, self.shelf.weights_path(self.fit)
         if not path.exists() and self.study.retrain:
             options = {"device": self.study.device, "data_dir": self.study.data_dir or None}
