@@ -125,7 +125,7 @@ def test_masks_equal_a_model_whose_weights_are_overwritten_one_by_one(kind):
                     there = chosen[i] if link.kind == "identity" else surgery.all_edges(network)[name][j, i]
                     if there:
                         edit(slow, link, i, j, 0.0)
-            torch.testing.assert_close(surgery.masked_logits(network, network.record(x), masks), slow(x))
+            torch.testing.assert_close(network.masked_from(network.record(x), masks), slow(x))
 
 
 @KINDS
@@ -135,10 +135,10 @@ def test_what_was_recorded_need_not_be_run_again(kind):
     for seed in range(3):
         masks = surgery.keep(random_set(network, seed))
         whole = network.masked(x, masks)
-        torch.testing.assert_close(surgery.masked_logits(network, values, masks), whole)
+        torch.testing.assert_close(network.masked_from(values, masks), whole)
         last = dict([list(masks.items())[-1]])
-        torch.testing.assert_close(surgery.masked_logits(network, values, last), network.masked(x, last))
-    assert surgery.masked_logits(network, values, {}) is values["logits"]
+        torch.testing.assert_close(network.masked_from(values, last), network.masked(x, last))
+    assert network.masked_from(values, {}) is values["logits"]
 
 
 @pytest.mark.parametrize("memory", [2**28, 1])

@@ -85,14 +85,22 @@ class Network:
     def masked(self, x: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
         """Logits [N, K] with the edges of some links scaled: ``masks[link]`` is [outputs, inputs] in [0, 1], 0 cuts;
         [inputs] for a skip connection. Biases stay."""
-        edits = {}
-        for name, mask in masks.items():
-            link = self.link(name)
-            wanted = (link.inputs,) if link.kind == "identity" else (link.outputs, link.inputs)
-            if tuple(mask.shape) != wanted:
-                raise ValueError(f"{name}: expected a mask {list(wanted)}, not {list(mask.shape)}")
-            edits.setdefault(link.at, []).append((link, mask.to(x)))
-        return self._evaluate({}, x, edits=edits)["logits"]
+        return self._evaluate({}, x, edits=self._edits(masks, x))["logits"]
+
+    @torch.no_grad()
+    def masked_from(self, values: Values, masks: Mapping[str, Tensor]) -> Tensor:
+        """`masked` for a batch that was recorded already, ``values`` [N, ...]: only what comes after the first masked
+        link is run."""
+        edits = self._edits(masks, values["logits"])
+        if not edits:
+            return values["logits"]
+        later = set().union(*(self._below(at) for at in edits))
+        changed = {}
+        for at in edits.keys() - later:
+            moves = [self._masking(link, mask, values[link.reads]) for link, mask in edits[at]]
+            changed[at] = sum(moves, values[at])
+        rest = {at: edit for at, edit in edits.items() if at in later}
+        return self._evaluate(values, None, changed, edits=rest)["logits"]
 
     def row_bytes(self, link: Link) -> int:
         """Bytes that one image needs, about, to be run from ``link`` on: a few of the largest values at a time."""
@@ -182,6 +190,18 @@ class Network:
             args = (args[0].clone(), *args[1:])
         return node.target(*args, **kwargs)
 
+    def _edits(self, masks: Mapping[str, Tensor], like: Tensor) -> dict[str, list[tuple[Link, Tensor]]]:
+        """By the fx node that it moves: each masked link and its mask, checked, on the device and of the type of
+        ``like``."""
+        edits: dict[str, list[tuple[Link, Tensor]]] = {}
+        for name, mask in masks.items():
+            link = self.link(name)
+            wanted = (link.inputs,) if link.kind == "identity" else (link.outputs, link.inputs)
+            if tuple(mask.shape) != wanted:
+                raise ValueError(f"{name}: expected a mask {list(wanted)}, not {list(mask.shape)}")
+            edits.setdefault(link.at, []).append((link, mask.to(like)))
+        return edits
+
     def _masking(self, link: Link, mask: Tensor, lower: Tensor) -> Tensor:
         """What the value at ``link.at`` gains when the link's edges are scaled by ``mask``."""
         if link.kind == "identity":
@@ -248,6 +268,9 @@ class Chain(Network):
 
     def masked(self, x: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
         raise ConfigError("a network that was not traced cannot be masked")
+
+    def masked_from(self, values: Values, masks: Mapping[str, Tensor]) -> Tensor:
+        return self.masked(values["logits"], masks)  # refuses
 
     def row_bytes(self, link: Link) -> int:
         return 16 * max(math.prod(shape) for shape in self.shapes.values())

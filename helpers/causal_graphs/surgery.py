@@ -24,7 +24,7 @@ from helpers.causal_graphs import interventions
 from helpers.causal_graphs.graph import CausalGraph
 from helpers.causal_graphs.layers import ONE_TO_ONE, Layer
 from helpers.causal_graphs.links import Link
-from helpers.causal_graphs.network import Network, Values
+from helpers.causal_graphs.network import Network
 from helpers.config import ConfigError
 from helpers.data.images import Images
 
@@ -164,27 +164,6 @@ def _orders(network: Network, seed: int, *names: str | int) -> dict[str, Tensor]
 # ------------------------------------------------------------------------------------------------- running
 
 
-@torch.no_grad()
-def masked_logits(network: Network, values: Values, masks: Mapping[str, Tensor]) -> Tensor:
-    """`Network.masked` of a batch that was recorded already: only what comes after the first masked link is run.
-
-    ``values`` are those of `Network.record`; logits [N, K].
-    """
-    edits: dict[str, list[tuple[Link, Tensor]]] = {}
-    for name, mask in masks.items():
-        link = network.link(name)
-        edits.setdefault(link.at, []).append((link, mask.to(values[link.at])))
-    if not edits:
-        return values["logits"]
-    later = set().union(*(network._below(at) for at in edits))
-    changed = {}
-    for at in edits.keys() - later:
-        moves = [network._masking(link, mask, values[link.reads]) for link, mask in edits[at]]
-        changed[at] = sum(moves, values[at])
-    rest = {at: edit for at, edit in edits.items() if at in later}
-    return network._evaluate(values, None, changed, edits=rest)["logits"]
-
-
 def variant_logits(
     network: Network,
     images: Images,
@@ -204,7 +183,7 @@ def variant_logits(
     for rows in torch.arange(len(images)).split(batch):
         values = network.record((inputs or images.inputs)(rows).to(parameter))
         for row, masks in enumerate(variants):
-            logits[row, rows] = masked_logits(network, values, masks).float().cpu()
+            logits[row, rows] = network.masked_from(values, masks).float().cpu()
     return logits
 
 
