@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from . import notebooks, report
-from .config import ROOT, ConfigError
+from .config import ROOT, ConfigError, literal
 from .notebooks import TIMEOUT
 
 
@@ -27,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(given: argparse.Namespace) -> int:
-    parameters = {name: _literal(text) for name, text in given.parameters}
+    parameters = {name: literal(text) for name, text in given.parameters}
     runs = report.run_all(given.out, given.notebooks, parameters, given.timeout)
     print(f"\n{given.out / 'index.html'}")
     return int(not runs or any(run.status != "ok" for run in runs))
@@ -82,14 +80,6 @@ def _parser() -> argparse.ArgumentParser:
     checking = command(readme, "write the README's table of results from the committed notebooks")
     checking.add_argument("--check", action="store_true", help="only say whether it is up to date")
     return parser
-
-
-def _literal(text: str) -> Any:
-    """``text`` as a Python literal, or else as it stands."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 if __name__ == "__main__":

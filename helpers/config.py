@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 import json
@@ -91,6 +92,14 @@ def suggest(name: str, known: Iterable[str]) -> str:
         return f"did you mean {' or '.join(near)}?"
     more = f", ... ({len(known)} in all)" if len(known) > LISTED else ""
     return f"there are: {', '.join(known[:LISTED])}{more}"
+
+
+def literal(text: str) -> Any:
+    """``text`` as a Python literal, or else as it stands: the values of command lines."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def parse(schema: type[T], values: Mapping[str, Any]) -> T:

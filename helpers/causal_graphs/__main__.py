@@ -8,7 +8,6 @@ alone, ``view`` writes the graphs of all classes as one page; ``python -m helper
 from __future__ import annotations
 
 import argparse
-import ast
 import logging
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ import yaml
 from helpers.causal_graphs import page, steps
 from helpers.causal_graphs.presets import CausalGraphsStudy
 from helpers.causal_graphs.study import checkpoints
-from helpers.config import ConfigError, PlainError
+from helpers.config import ConfigError, PlainError, literal
 from helpers.downloads import DownloadError
 
 STEPS: dict[str, dict[str, bool]] = {
@@ -83,14 +82,7 @@ def _options(words: list[str]) -> dict[str, Any]:
     """``["--target_idx", "8"]`` as ``{"target_idx": 8}``."""
     if len(words) % 2 or any(not name.startswith("--") for name in words[::2]):
         raise ConfigError(f"options come in pairs, --name value, not {' '.join(words)}")
-    return {name[2:].replace("-", "_"): _literal(text) for name, text in zip(words[::2], words[1::2], strict=True)}
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+    return {name[2:].replace("-", "_"): literal(text) for name, text in zip(words[::2], words[1::2], strict=True)}
 
 
 if __name__ == "__main__":

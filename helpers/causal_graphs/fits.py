@@ -9,7 +9,6 @@ the weights as they are kept. On the command line:
 from __future__ import annotations
 
 import argparse
-import ast
 import logging
 import math
 import re
@@ -258,7 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.threads:
         torch.set_num_threads(given.threads)
     try:
-        changes = {name: _literal(value) for name, value in given.set}
+        changes = {name: config.literal(value) for name, value in given.set}
         if given.shortcut_class is not None:
             changes |= {"shortcut": "corner", "shortcut_class": given.shortcut_class}
         options = recommended(given.model, given.dataset).override(changes)
@@ -289,13 +288,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     add("--threads", type=int, help="of the CPU; a fit's bits depend on it")
     return parser
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 if __name__ == "__main__":
