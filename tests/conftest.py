@@ -1,5 +1,6 @@
 """The order of the tests, and how the benchmarks compare."""
 
+import gc
 import statistics
 import time
 
@@ -58,3 +59,20 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def core_seconds(threads):
+    """``core_seconds(call)``: what a call takes of one core. Neither what else the machine does counts nor a collection
+    of the garbage that the tests before have left, which takes half a second late in the suite."""
+    threads(1)
+    gc.collect()
+    gc.freeze()
+
+    def measure(call) -> float:
+        start = time.process_time()
+        call()
+        return time.process_time() - start
+
+    yield measure
+    gc.unfreeze()

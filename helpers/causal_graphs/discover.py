@@ -387,5 +387,3 @@ def _begun(partial: Path | None, about: dict) -> list[Layer]:
     graph = CausalGraph.load(partial)
     same = CausalGraph(**about, layers=graph.layers)
     return list(graph.layers) if same == graph else []
-
-

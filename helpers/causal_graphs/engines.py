@@ -7,6 +7,7 @@ layer's weights: slower, but it needs no more than named layers. Neither touches
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -116,18 +117,13 @@ def first_order(
 ) -> Tensor:
     """The effects [K, N] of ``cuts`` on ``outcome(logits)`` [N] to first order, from one backward pass: the gradient at
     the layer's value times the change there (spec section 9.3). Blind to saturation and redundancy."""
-    kernel = intervention.kernel(link, seed)
-    lower = None if intervention.edits_weights else intervention.lower(link, samples.lower(link), seed)
     predicted = samples.logits.new_empty(len(cuts), len(samples))
-    for rows, values in samples.blocks():
+    for rows, values, chunks in _work(samples, link, cuts, intervention, seed):
         gradient = samples.network.gradient(values, link, outcome)
-        below = values[link.reads] if lower is None else lower[rows]
-        at_once = max(1, samples.chunk_bytes // (samples.network.row_bytes(link) * len(gradient)))
-        for start in range(0, len(cuts), at_once):
-            chunk = list(cuts[start : start + at_once])
-            change = gradient.new_zeros(len(chunk), *gradient.shape)
-            _add_changes(change, link, kernel, below, chunk)
-            predicted[start : start + len(chunk), rows] = (change * gradient).flatten(2).sum(-1)
+        for place, add_changes in chunks:
+            change = gradient.new_zeros(place.stop - place.start, *gradient.shape)
+            add_changes(change)
+            predicted[place, rows] = (change * gradient).flatten(2).sum(-1)
     return predicted
 
 
@@ -135,21 +131,35 @@ def first_order(
 
 
 def _delta(samples: Samples, link: Link, cuts: list[Cut], intervention: Intervention, seed: int) -> Tensor:
-    network = samples.network
+    logits = samples.logits.new_empty(len(cuts), len(samples), samples.logits.shape[1])
+    for rows, values, chunks in _work(samples, link, cuts, intervention, seed):
+        base = values[link.at]
+        for place, add_changes in chunks:
+            count = place.stop - place.start
+            moved = base.repeat(count, *[1] * (base.ndim - 1))
+            add_changes(moved.view(count, *base.shape))
+            result = samples.network.resume(values, {link.at: moved}, count)
+            logits[place, rows] = result.view(count, len(base), -1)
+    return logits
+
+
+def _work(
+    samples: Samples, link: Link, cuts: Sequence[Cut], intervention: Intervention, seed: int
+) -> Iterator[tuple[slice, Values, Iterator[tuple[slice, Callable[[Tensor], None]]]]]:
+    """Cuts and images in parts that fit into memory: (which images, everything recorded of them, chunks of the cuts).
+    A chunk is (which cuts, what adds their changes to a tensor [K, N, ...] of the layer's value)."""
     kernel = intervention.kernel(link, seed)
     lower = None if intervention.edits_weights else intervention.lower(link, samples.lower(link), seed)
-    logits = samples.logits.new_empty(len(cuts), len(samples), samples.logits.shape[1])
-    for rows, values in samples.blocks():
-        below = values[link.reads] if lower is None else lower[rows]
-        base = values[link.at]
-        at_once = max(1, samples.chunk_bytes // (network.row_bytes(link) * len(base)))
+
+    def chunks(below: Tensor) -> Iterator[tuple[slice, Callable[[Tensor], None]]]:
+        at_once = max(1, samples.chunk_bytes // (samples.network.row_bytes(link) * len(below)))
         for start in range(0, len(cuts), at_once):
-            chunk = cuts[start : start + at_once]
-            moved = base.repeat(len(chunk), *[1] * (base.ndim - 1))
-            _add_changes(moved.view(len(chunk), *base.shape), link, kernel, below, chunk)
-            result = network.resume(values, {link.at: moved}, len(chunk))
-            logits[start : start + len(chunk), rows] = result.view(len(chunk), len(base), -1)
-    return logits
+            chunk = list(cuts[start : start + at_once])
+            add_changes = functools.partial(_add_changes, link=link, kernel=kernel, below=below, cuts=chunk)
+            yield slice(start, start + len(chunk)), add_changes
+
+    for rows, values in samples.blocks():
+        yield rows, values, chunks(values[link.reads] if lower is None else lower[rows])
 
 
 def _add_changes(moved: Tensor, link: Link, kernel: Tensor, below: Tensor, cuts: list[Cut]) -> None:
@@ -231,4 +241,3 @@ def _edited(link: Link, weight: Tensor, kernel: Tensor, cut: Cut) -> Tensor:
                  for g in range(link.module.groups)]  # fmt: skip
         return weight + torch.cat(parts)
     return weight + change.view_as(weight)
-
