@@ -11,7 +11,7 @@ from causal_shelf import found, network, pictures, shelf
 from matplotlib import pyplot
 
 from helpers import figures as shared
-from helpers.causal_graphs import experiments, figures, heatmaps, layout, released, stability, svg
+from helpers.causal_graphs import experiments, figures, heatmaps, layout, released, score_figures, stability, svg
 from helpers.causal_graphs import pictures as drawn
 from helpers.causal_graphs.evaluate import CAUSAL, summarise
 from helpers.causal_graphs.network import Network
@@ -270,7 +270,7 @@ def scores_of():
 
 def test_the_metric_plane_puts_every_method_where_both_metrics_say_and_the_far_away_at_the_edge():
     table = summarise(scores_of())
-    figure = figures.metric_plane({"class 3": table})
+    figure = score_figures.metric_plane({"class 3": table})
     mean = table.set_index(["method", "metric"])["mean"]
     for method in table.method.unique():
         (x,), (y,) = one(figure, f"method:class 3:{method}").get_data()
@@ -284,6 +284,23 @@ def test_randomised_effects_are_the_draws():
                           "rank_correlation": [0.1, -0.2, 0.3, np.nan], "nodes": 4, "jaccard": 0.0})  # fmt: skip
     figure = figures.randomised_effects(table)
     assert values(figure, "draws:fc3") == [0.1, -0.2]
+
+
+def walks_of(names=("fc", "conv2", "skip", "conv1")):
+    rows = []
+    for target in (0, 1):
+        for place, layer in enumerate(names):
+            kind = "identity" if layer == "skip" else "conv"
+            rows.append({"target": target, "layer": layer, "kind": kind, "lower": 10, "causes": place + target,
+                         "inhibitors": 1, "jaccard": place / 4, "dropped": 5, "retested": 2, "missed": target,
+                         "images": 30 - target, "seconds": 1.5, "clean": 0.5})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_causes_by_depth_are_shares_of_the_nodes_without_skip_connections():
+    figure = figures.by_depth({"net": walks_of()})
+    assert values(figure, "share:net:1") == [10, 20, 40]
+    assert values(figure, "share:net:mean") == [5, 15, 35] and values(figure, "jaccard:net:mean") == [0, 0.25, 0.75]
 
 
 def surgery_record(target, recall=0.2):
@@ -317,4 +334,4 @@ def test_pruning_lines_are_the_means_of_the_table():
 
 
 def test_every_method_and_metric_has_a_name_for_readers():
-    assert set(CAUSAL) <= set(figures.CAUSAL) <= set(figures.METHODS)
+    assert set(CAUSAL) <= set(score_figures.CAUSAL) <= set(score_figures.METHODS)

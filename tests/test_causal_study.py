@@ -94,7 +94,7 @@ def test_scored_images_are_none_that_graphs_were_found_on(trained):
     checkpoint = open_checkpoint(settings)
     rows = set(parts.scored_images(checkpoint, 3).tolist())
     assert len(rows) == 2
-    for mode in study.MODES:
+    for mode in settings.modes:
         assert not rows & set(checkpoint.graph(3, mode).sample_indices)
 
 
@@ -109,23 +109,73 @@ def test_scores_have_the_controls_and_both_kinds_of_graph(trained):
 def test_the_stability_of_a_layer_comes_back_as_it_was_kept(trained):
     settings, _ = trained
     table = parts.stability(open_checkpoint(settings.override({"reevaluate": True, "verbose": False})))
-    assert set(table["mode"]) == set(study.MODES) and all(isinstance(found, tuple) for found in table.causes)
+    assert set(table["mode"]) == set(settings.modes) and all(isinstance(found, tuple) for found in table.causes)
     assert tables.appearance(table.assign(seed=0), "recommended").loc[0.0, 0] > 50
 
 
-def test_what_is_published_is_whole_and_verified(trained, tmp_path, monkeypatch):
-    settings, out = trained
+@pytest.fixture(scope="module")
+def larger(trained):
+    """(the study, the checkpoint) where the larger network is another seed of the same small one, screened."""
+    settings, _ = trained
+    with pytest.MonkeyPatch.context() as patch:
+        training = Training(epochs=3, batch_size=16, learning_rate=2e-3, schedule="cosine")
+        patch.setattr(fits, "recommended", lambda model, dataset: training)
+        small = {**CausalGraphsStudy.presets["quick"], **SMALL, "seed": 7, "candidates": "screen", "lipschitz.k": 2}
+        patch.setattr(CausalGraphsStudy, "presets", {**CausalGraphsStudy.presets, "small": small})
+        own = settings.override({"networks": ("small",), "retrain": True, "verbose": False})
+        (checkpoint,) = parts.collect_larger(own).values()
+        yield own, checkpoint
+
+
+@pytest.fixture
+def published(larger, tmp_path, monkeypatch):
+    """The root of a repository in which the study is shipped."""
+    own, _ = larger
     monkeypatch.setattr(config, "ROOT", tmp_path)
     (tmp_path / "results").mkdir()
     monkeypatch.setattr(parts, "PARTS", ())
     monkeypatch.setattr(parts, "repaired", lambda checkpoint: None)
-    monkeypatch.setattr(publish, "MODES", ())
+    monkeypatch.setattr(CausalGraphsStudy, "modes", ())
     monkeypatch.setattr(publish, "checkpoints", lambda study, shortcut=None: [] if shortcut else checkpoints(study))
-    assert publish.publish(settings) == ["Digits/LeNet/0"]
-    problems, count = artifacts.verify_tree(tmp_path)
+    assert publish.publish(own) == ["Digits/LeNet/0", "Digits/LeNet/7"]
+    return tmp_path
+
+
+def test_what_is_published_is_whole_and_verified(trained, published):
+    problems, count = artifacts.verify_tree(published)
     assert problems == [] and count >= 4
-    manifest = json.loads((tmp_path / "results/causal_graphs/manifest.json").read_text())
-    assert str(out) not in json.dumps(manifest) and "key_figure.png" in manifest["files"]
+    manifest = json.loads((published / "results/causal_graphs/manifest.json").read_text())
+    assert str(trained[1]) not in json.dumps(manifest) and "key_figure.png" in manifest["files"]
+
+
+def test_walks_of_a_larger_network_are_those_of_its_graphs(larger):
+    _, checkpoint = larger
+    walks, graphs = parts.walks(checkpoint), checkpoint.graphs("recommended")
+    assert set(walks.target) == set(range(10)) and (walks.dropped > 0).any()
+    for target, own in walks.groupby("target"):
+        counts = graphs[target].counts()
+        assert own.causes.tolist() == counts[counts.tested > 0].causes.tolist()
+        assert (own.tested == own.lower - own.dropped + own.retested).all() and (own.missed <= own.retested).all()
+    assert walks.jaccard.between(0, 1).all() and (walks.seconds > 0).all() and (walks.clean > 0).all()
+    assert set(parts.scores(checkpoint).method) >= {*parts.FEWER, "reference", "constant_map"}
+    assert {record["mode"] for record in parts.surgery(checkpoint)} == {"recommended"}
+    table = tables.larger({"small": checkpoint}, {"small": walks})["LeNet, 32 px"]
+    assert table["classes"] == 10 and table["nodes below (the literal loop's passes)"] == 226
+
+
+def test_parts_of_a_network_too_large_to_ship_are_read_without_its_weights(larger, published):
+    own, checkpoint = larger
+    assert not list((published / "weights").rglob("7.safetensors"))
+    (read,) = study.larger(own).values()
+    pd.testing.assert_frame_equal(parts.walks(read), parts.walks(checkpoint))
+    assert read.metadata["accuracy"] == checkpoint.metadata["accuracy"]
+    with pytest.raises(artifacts.ArtifactError, match="RETRAIN=True trains them"):
+        _ = read.model
+
+
+def test_a_larger_network_is_named_by_its_preset():
+    with pytest.raises(ConfigError, match="NETWORKS: no preset 'resnet19'; did you mean resnet18"):
+        study.larger(CausalGraphsStudy(networks=("resnet19",)))
 
 
 def test_parameters_have_the_names_of_the_releases_configuration():
@@ -164,6 +214,28 @@ def test_graphs_are_judged_beside_their_controls():
     bad = verdict(claims.check_surgery, random_too)
     assert bad["necessary"] == bad["sufficient"] == "differs" and bad["specific"] == "reproduced"
     assert set(verdict(claims.check_surgery, good[:2]).values()) == {"not verified"}
+
+
+def test_a_screen_that_misses_causes_is_reported():
+    walks = pd.DataFrame({"retested": [150, 100], "missed": [1, 2]})
+    assert verdict(claims.check_screen, {"net": walks}) == {"screen": "reproduced"}
+    assert verdict(claims.check_screen, {"net": walks, "other": walks.assign(missed=9)}) == {"screen": "differs"}
+    assert verdict(claims.check_screen, {"net": walks[:1]}) == {"screen": "not verified"}
+    assert verdict(claims.check_screen, {}) == {"screen": "not verified"}
+
+
+def test_larger_networks_are_judged_by_their_controls_too():
+    good = [record(0) for _ in range(10)]
+    assert verdict(claims.check_larger, {"net": good}) == {"necessary-net": "reproduced"}
+    assert verdict(claims.check_larger, {"net": [record(0, cut_recall=0.2)] * 10}) == {"necessary-net": "differs"}
+    assert verdict(claims.check_larger, {"net": good[:9]}) == {"necessary-net": "not verified"}
+
+
+def test_the_table_of_surgeries_has_means_over_classes():
+    whole = {"sparsity": 0.03, "recall": 1.0, "others": 0.9, "cut_others": 0.8, "auroc": 1.0}
+    table = tables.surgery({"net": [record(0, **whole), record(0, **whole | {"cut_recall": 0.1})]})
+    assert table.loc["net", ["edges in the graph", "recall", "cut", "random cut"]].tolist() == [3, 100, 5, 70]
+    assert tables.surgery({}).empty and tables.larger({}, {}).empty
 
 
 def means(**values):

@@ -20,6 +20,9 @@ ACCURACY = 0.988
 EQUAL = 1e-4  # relative to the largest logit, of two ways to the same one in float32 (spec section 9.6)
 MAPS = ("reference", "spatial_do_1x1")
 MIN_CHECKPOINTS = 3
+MIN_GRAPHS = 10  # of a network of which one seed was trained
+MIN_RETESTED = 200
+MISSED = 0.02  # the largest share of causes among the nodes that a gradient drops
 
 
 def check_engine(ledger: Ledger, difference: float, where: str) -> None:
@@ -133,6 +136,34 @@ def check_maps(ledger: Ledger, means: pd.DataFrame, where: str) -> None:
         holds=holds if enough else None,
         where=where,
     )
+
+
+def check_screen(ledger: Ledger, walks: Mapping[str, pd.DataFrame], where: str) -> None:
+    """``walks``: `parts.walks` by network."""
+    missed = {name: table.missed.sum() / max(1, table.retested.sum()) for name, table in walks.items()}
+    enough = bool(walks) and min(table.retested.sum() for table in walks.values()) >= MIN_RETESTED
+    ledger.check(
+        "screen",
+        "a gradient tells which nodes need no cut: next to none of those it drops is a cause",
+        ours=", ".join(f"{name} {share:.2%}" for name, share in missed.items()) or None,
+        rule=f"of the dropped nodes that are cut all the same, at most {MISSED:.0%} are causes, in every network",
+        holds=max(missed.values()) <= MISSED if enough else None,
+        where=where,
+    )
+
+
+def check_larger(ledger: Ledger, records: Mapping[str, Sequence[Mapping[str, Any]]], where: str) -> None:
+    """`parts.surgery` by network, one training seed each: are graphs of larger networks necessary too?"""
+    for name, graphs in records.items():
+        lost = [r["cut_recall"] <= 0.05 and r["cut_recall"] < min(r["random_cut_recall"]) for r in graphs]
+        ledger.check(
+            f"necessary-{name}",
+            "on photographs, too, a class is lost without its graph, and not without random graphs of the same shape",
+            ours=f"{sum(lost)} of {len(lost)} graphs",
+            rule="recall at most 5 %, and below that of every random graph, in 90% of the graphs",
+            holds=sum(lost) >= 0.9 * len(lost) if len(lost) >= MIN_GRAPHS else None,
+            where=where,
+        )
 
 
 def check_surgery(ledger: Ledger, records: Sequence[Mapping[str, Any]], where: str) -> None:

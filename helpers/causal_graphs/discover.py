@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from helpers import __version__, runtime
 from helpers.causal_graphs.engines import Cut, Engine, Samples, cut_logits, first_order, single_cuts
 from helpers.causal_graphs.graph import CausalGraph
 from helpers.causal_graphs.interventions import Intervention
-from helpers.causal_graphs.layers import Edges, Layer
+from helpers.causal_graphs.layers import ONE_TO_ONE, Edges, Layer
 from helpers.causal_graphs.links import Link
 from helpers.causal_graphs.network import Network, reverse
 from helpers.causal_graphs.statistics import (
@@ -45,7 +46,10 @@ from helpers.data.images import Images
 
 SOFT_WIDTH = 0.01  # of the interval that a soft value is drawn from (spec section 3.3)
 NORM_DIGITS = 5  # significant ones, of the weights' norms: they are most of a file
+NORMS_UP_TO = 20_000  # edges of a layer whose norms are kept: one of ConvNeXt's has two million
 PRUNED_FROM = 600  # lower nodes above which the release prunes (spec section 3.5)
+
+_Screen = dict[str, int]  # dropped, retested and missed of a `Layer`
 
 log = logging.getLogger(__name__)
 
@@ -245,7 +249,7 @@ class _Walk:
                 "passed", **about, nodes=nodes, offset=link.offset, weight_norms=_norms(link, nodes, effects)
             )
         intervention = self.intervention(link)
-        tested = self.candidates(link, effects, intervention)
+        tested, screen = self.candidates(link, effects, intervention)
         measured = self.measure(link, single_cuts(tested, effects), intervention)
         statistics = describe(measured)
         selected = select(statistics, statistics.n_images, options.selection)
@@ -266,6 +270,7 @@ class _Walk:
             offset=link.offset if link.kind == "identity" else 0,
             passes=(len(tested) + (len(edges.sources) if edges else 0)) * len(self.samples),
             seconds=time.monotonic() - started,
+            **screen,
         )
 
     def intervention(self, link: Link) -> Intervention:
@@ -284,18 +289,20 @@ class _Walk:
             return run(self.samples, cuts)
         return recheck(run(self.low, cuts), cuts, self.low, self.samples, self.options.selection, run)
 
-    def candidates(self, link: Link, effects: list[int], intervention: Intervention) -> list[int]:
-        """The lower nodes that are tested."""
+    def candidates(self, link: Link, effects: list[int], intervention: Intervention) -> tuple[list[int], _Screen]:
+        """The lower nodes that are tested, and how they were screened, if they were."""
         every = list(range(link.inputs))
         if link.kind == "identity":
-            return [e - link.offset for e in effects]
+            return [e - link.offset for e in effects], {}
         if self.options.candidates == "reference" and link.inputs > PRUNED_FROM:
-            return _by_weight(link, effects[-1])
+            return _by_weight(link, effects[-1]), {}
         if self.options.candidates == "screen":
             return self._screened(link, effects, intervention, every)
-        return every
+        return every, {}
 
-    def _screened(self, link: Link, effects: list[int], intervention: Intervention, every: list[int]) -> list[int]:
+    def _screened(
+        self, link: Link, effects: list[int], intervention: Intervention, every: list[int]
+    ) -> tuple[list[int], _Screen]:
         """Those whose effect to first order comes near the threshold, and some of the others for a check."""
         cuts = single_cuts(every, effects)
         predicted = first_order(self.samples, link, cuts, intervention, self.outcome, seed=self.seed).mean(1)
@@ -304,13 +311,13 @@ class _Walk:
         far = predicted.abs() < self.options.screened_below * self.options.selection.delta * size
         dropped = far.nonzero()[:, 0]
         order = torch.randperm(len(dropped), generator=runtime.generator(self.seed, "retest", link.name))
-        checked = dropped[order[: round(self.options.retested * len(dropped))]]
+        checked = dropped[order[: math.ceil(self.options.retested * len(dropped))]]
+        missed: Sequence[int] = ()
         if len(checked):
             statistics = describe(self.measure(link, single_cuts(checked.tolist(), effects), intervention))
             missed = select(statistics, statistics.n_images, self.options.selection).causes
-            log.info("%s: %d nodes screened out; of %d tested all the same %d are causes",
-                     link.name, len(dropped), len(checked), len(missed))  # fmt: skip
-        return sorted((~far).nonzero()[:, 0].tolist() + checked.tolist())
+        tested = sorted((~far).nonzero()[:, 0].tolist() + checked.tolist())
+        return tested, {"dropped": len(dropped), "retested": len(checked), "missed": len(missed)}
 
     def edges(self, link: Link, sources: list[int], effects: list[int], intervention: Intervention) -> Edges | None:
         """Every single edge between the nodes that were found and their effects (spec section 3.6)."""
@@ -361,8 +368,11 @@ def _by_weight(link: Link, effect: int) -> list[int]:
     return sorted({*order[:tenth], *order[n - twentieth :], *order[middle : middle + twentieth]})
 
 
-def _norms(link: Link, nodes: list[int], effects: list[int]) -> np.ndarray:
-    """float64 [nodes, effects] (one-to-one: [nodes, 1]): the Euclidean norms of the edges' weights."""
+def _norms(link: Link, nodes: list[int], effects: list[int]) -> np.ndarray | None:
+    """float64 [nodes, effects] (one-to-one: [nodes, 1]): the Euclidean norms of the edges' weights; None of too many
+    to be kept."""
+    if link.kind not in ONE_TO_ONE and len(nodes) * len(effects) > NORMS_UP_TO:
+        return None
     weight = link.weight().double().cpu()
     if link.kind == "identity":
         return weight[nodes].numpy()[:, None]

@@ -61,6 +61,8 @@ class Layer(Comparable):
     weight_norms: float64 [tested, measured effects], [tested, 1] of one-to-one edges. Where it is 0 there is no edge.
     offset: a one-to-one edge leads from node i to effect ``offset + i`` (behind another operand of a concatenation).
     passes: images that were run through the network's rest, for this layer.
+    dropped, retested, missed: candidates that a gradient's screen left out; how many of these were tested all the same;
+        and how many of them turned out to be causes.
     seconds: that took. Neither compared nor saved: the same seed gives the same file.
 
     Raises ``ValueError`` if these contradict each other.
@@ -82,6 +84,9 @@ class Layer(Comparable):
     measured_effects: tuple[int, ...] | None = field(default=None, repr=False)
     offset: int = 0
     passes: int = 0
+    dropped: int = 0
+    retested: int = 0
+    missed: int = 0
     seconds: float = field(default=0.0, compare=False)
 
     def __post_init__(self):

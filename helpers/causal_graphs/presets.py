@@ -52,6 +52,12 @@ class Lipschitz(Settings):
     scale: Literal["none", "max", "minmax", "zscore"] = Field("minmax", description="how each map is scaled first")
 
 
+_LARGER: Mapping[str, Any] = {  # of networks and photographs for which a graph takes minutes, not a tenth of a second
+    "dataset_name": "Imagenette", "candidates": "screen", "checkpoints": 1, "n_samples": 30, "scored_images": 8,
+    "chunk_mb": 256, "networks": (),
+}  # fmt: skip
+
+
 class CausalGraphsStudy(Study):
     """Everything about the causal graphs study; `helpers.config.read_parameters` makes it from a notebook's parameters.
 
@@ -62,7 +68,11 @@ class CausalGraphsStudy(Study):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "reference": {"mode": "reference", "attribution_method": "reference"},
+        "resnet18": _LARGER | {"model_name": "ResNet18", "layer_name": "layer4.1.conv2", "layer_name_soft": "fc"},
+        "convnext": _LARGER
+        | {"model_name": "ConvNeXt", "layer_name": "features.6.1", "layer_name_soft": "classifier.2"},
         "quick": {
+            "networks": (),
             "dataset_name": "Digits",
             "checkpoints": 1,
             "n_samples": 20,
@@ -80,7 +90,7 @@ class CausalGraphsStudy(Study):
     of_this_run: ClassVar[frozenset[str]] = Study.of_this_run | {
         "preset", "verbose", "learn_explainer", "target_idx", "graph_stab", "gen_attr", "save_attr", "vis_attr",
         "eval_attr", "baseline_attr", "attribution_method", "output_dir", "weights", "data_dir", "mode", "checkpoints",
-        "chunk_mb", "engine",
+        "chunk_mb", "engine", "networks",
     }  # fmt: skip
 
     verbose: bool = Field(True, description="a progress bar with the time left")
@@ -132,6 +142,13 @@ class CausalGraphsStudy(Study):
     sample_grid: Several[int] = Field((25, 50, 100, 400, 800), description="numbers of images graphs are judged on")
     draws: int = Field(6, ge=2, description="draws of them")
     lipschitz: Lipschitz = Lipschitz()
+    networks: Several[str] = Field(("resnet18", "convnext"), description="presets of larger networks shown beside")
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The rules that graphs are found by; where candidates are screened, by the threshold of ``recommended``, only
+        that one."""
+        return ("recommended",) if self.candidates == "screen" else ("recommended", "reference")
 
     def discovery(self, mode: Literal["reference", "recommended"] | None = None) -> Discovery:
         """How graphs are found, in ``mode`` (default: the study's)."""

@@ -5,6 +5,8 @@ experiment: JSON or CSV, written the moment it is known, that names what it was 
 
     weights/<dataset>/<model>/<seed>.safetensors
     results/<dataset>/<model>/<seed>/<mode>/class_<t>.json, surgery.json, stability.json, scores.csv, ...
+
+Of networks too large to be shipped there are the parts, and ``weights.json`` in the place of the weights.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from helpers.data import images as data
 from helpers.data.images import Images
 
 VERSION = 1  # of the experiments: raise it when what they compute changes
-MODES = ("recommended", "reference")
+MODES = ("recommended", "reference")  # folders of graphs
 PLANTED_FROM = 3  # seeds of checkpoints with a shortcut: while the rules of repair were designed, 0 to 2 were looked at
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,10 @@ class Shelf:
 
     def graph_path(self, fit: Fit, mode: str, target: int) -> Path:
         return self._checked(self.results / fit.name / mode / f"class_{target}.json")
+
+    def facts_path(self, fit: Fit) -> Path:
+        """What is known of weights that are not shipped."""
+        return self._checked(self.results / fit.name / "weights.json")
 
     def part_path(self, fit: Fit, name: str) -> Path:
         return self._checked(self.results / fit.name / name)
@@ -120,7 +126,8 @@ class Checkpoint:
     @property
     def metadata(self) -> dict[str, Any]:
         """Of the weights: accuracy on the test images, training settings, sha256."""
-        return self._loaded[1]
+        facts = self.shelf.facts_path(self.fit)
+        return artifacts.load_json(facts) if facts.exists() else self._loaded[1]
 
     @property
     def classes(self) -> list[str]:
@@ -133,7 +140,15 @@ class Checkpoint:
         return Network(self.model, torch.zeros(1, channels, side, side).to(parameter))
 
     def images(self, split: str = "test") -> Images:
-        return data.load(self.study.dataset_name, split, data_dir=self.study.data_dir or None)
+        """A split of the data, as the network takes it."""
+        size = self.metadata["preprocess"]["size"]
+        return _images(self.study.dataset_name, split, size, data.data_root(self.study.data_dir or None))
+
+    def shown(self) -> Images:
+        """Images that may be shown, as the network takes them: test images; for MNIST's, scikit-learn's digits."""
+        if self.study.dataset_name != "MNIST":
+            return self.images()
+        return _images("Digits", "test", self.metadata["preprocess"]["size"], data.data_root())
 
     def graph(self, target: int, mode: str | None = None) -> CausalGraph:
         """The graph of class ``target``, of the study's mode if none is named."""
@@ -220,9 +235,28 @@ def checkpoints(study: CausalGraphsStudy, shortcut: int | None = None) -> list[C
     return [Checkpoint(study, shelf, seed, shortcut) for seed in range(first, first + study.checkpoints)]
 
 
+def larger(study: CausalGraphsStudy, anew: bool = False) -> dict[str, Checkpoint]:
+    """By preset, the checkpoint of each of the study's larger `networks` (spec section 7.5, E7): as shipped, or with
+    ``anew`` in the working folder, where what is missing is trained and measured, for hours. Their settings are those
+    of the presets, whatever the study's own are."""
+    where = {"out": str(working_folder(study)), "retrain": True} if anew else {}
+    where |= {"device": study.device, "data_dir": study.data_dir, "verbose": study.verbose}
+    found = {}
+    for preset in study.networks:
+        if preset not in study.presets:
+            raise config.ConfigError(f"NETWORKS: no preset {preset!r}; {config.suggest(preset, study.presets)}")
+        found[preset] = checkpoints(CausalGraphsStudy().override({**study.presets[preset], **where}))[0]
+    return found
+
+
 def settings_digest(study: CausalGraphsStudy) -> str:
     """Changes with every setting that the parts depend on."""
     return config.digest(study.provenance())
+
+
+@lru_cache(maxsize=4)
+def _images(dataset_name: str, split: str, size: int, root: Path) -> Images:
+    return data.load(dataset_name, split, size, root)
 
 
 def _write(path: Path, made: dict[str, Any], value: Any) -> None:

@@ -14,6 +14,19 @@ from helpers.causal_graphs.network import Network
 from helpers.causal_graphs.presets import CausalGraphsStudy
 from helpers.causal_graphs.study import Checkpoint
 
+MEANS = {
+    "sparsity": "edges in the graph",
+    "recall": "recall",
+    "cut_recall": "cut",
+    "random_cut_recall": "random cut",
+    "others": "accuracy on others",
+    "cut_others": "cut ",
+    "auroc": "AUROC",
+    "kept_auroc": "kept",
+    "random_kept_auroc": "random kept",
+}
+"""Of the records of `surgery`, as columns of a table."""
+
 
 def links(network: Network) -> pd.DataFrame:
     """What leads where: one row a link."""
@@ -113,6 +126,43 @@ def repairs(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             "clean accuracy lost": r["clean"][0] - r["clean"][1],
         }
     return pd.DataFrame.from_dict(rows, orient="index").round(3)
+
+
+def larger(networks: Mapping[str, Checkpoint], walks: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """What the walks of each network came to (`parts.walks`): a column a network. Times are in passes of the
+    same images through the whole network; the literal loop needs one for each node."""
+    columns = {}
+    for name, table in walks.items():
+        facts = networks[name].metadata
+        by_class = table.groupby("target")
+        clean = by_class.clean.first()
+        columns[f"{facts['model']}, {facts['preprocess']['size']} px"] = {
+            "test accuracy": f"{facts['accuracy']:.1%}",
+            "classes": len(clean),
+            "images a class": _range(by_class.images.first()),
+            "nodes below (the literal loop's passes)": round(by_class.lower.sum().mean()),
+            "dropped by the gradient": f"{table.dropped.sum() / table.lower.sum():.1%}",
+            "tested all the same, causes among them": f"{table.retested.sum()}, {table.missed.sum()}",
+            "causes": _range(by_class.causes.sum()),
+            "inhibitors": _range(by_class.inhibitors.sum()),
+            "passes that a walk takes as long as": _range((by_class.seconds.sum() / clean).round().astype(int)),
+        }
+    return pd.DataFrame(columns)
+
+
+def surgery(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
+    """`parts.surgery` by network, means over classes [%]: of the whole network, ``cut`` without the edges of a class's
+    graph, ``kept`` with no others, and the same with random graphs of the same shape."""
+    rows = {}
+    for name, graphs in records.items():
+        of = {key: 100 * float(np.mean([np.mean(record[key]) for record in graphs])) for key in MEANS}
+        rows[name] = {MEANS[key]: value for key, value in of.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(MEANS.values())).round(1)
+
+
+def _range(values: pd.Series) -> str:
+    low, high = values.min(), values.max()
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def strongest(graph: CausalGraph, n: int = 3) -> pd.DataFrame:
