@@ -152,19 +152,23 @@ def _index(rows: Any) -> Any:
 
 
 def load(dataset_name: str, split: str = "test", size: int | None = None, data_dir: str | Path | None = None) -> Images:
-    """A split of a data set: ``"MNIST"``, ``"Digits"`` (never downloaded), ``"CIFAR10"``, ``"Imagenette"`` (the subset
-    of 2,800), ``"ImagenetteFull"``, or the path of a folder with one sub-folder a class (`helpers.data.image_folder`).
+    """A split of a data set: ``"MNIST"``, ``"Digits"`` (never downloaded), ``"FashionMNIST"``, ``"ChestMNIST"``,
+    ``"CIFAR10"``, ``"Imagenette"`` (the subset of 2,800), ``"ImagenetteFull"``, or the path of a folder with one
+    sub-folder a class (`helpers.data.image_folder`).
 
     ``split`` is "train" or "test" (what the evaluation is made on, Imagenette's and a folder's "val"); a folder also
     has "all". ``size``: pixels a side of the inputs, if not the data set's own. Files are looked for in ``data_dir``
     (relative to the repository; default ``SIGHTLINE_DATA``, else ``data``), then downloaded and verified. Raises
     `ConfigError` for a name or split that does not exist and `downloads.DownloadError` for data that cannot be had.
     """
-    from helpers.data import cifar10, digits, image_folder, imagenette, mnist  # they build on this module
+    # they build on this module
+    from helpers.data import chestmnist, cifar10, digits, fashion_mnist, image_folder, imagenette, mnist
 
     loaders: dict[str, Callable[..., Images]] = {
         "MNIST": mnist.load,
         "Digits": digits.load,
+        "FashionMNIST": fashion_mnist.load,
+        "ChestMNIST": chestmnist.load,
         "CIFAR10": cifar10.load,
         "Imagenette": imagenette.load,
         "ImagenetteFull": imagenette.load_full,
@@ -182,8 +186,11 @@ def load(dataset_name: str, split: str = "test", size: int | None = None, data_d
 
 def default_preprocess(dataset_name: str, size: int | None = None) -> Preprocess:
     """What `load` gives the images of this name as their ``preprocess``, known without the data."""
-    named = {"MNIST": "mnist", "Digits": "digits", "CIFAR10": "cifar10"}  # others are photographs, as ImageNet's
-    return preprocess_of(data_config(named.get(dataset_name, "imagenette")), size)
+    named = {
+        "MNIST": "mnist", "Digits": "digits", "FashionMNIST": "fashion_mnist", "ChestMNIST": "chestmnist",
+        "CIFAR10": "cifar10",
+    }  # fmt: skip
+    return preprocess_of(data_config(named.get(dataset_name, "imagenette")), size)  # others are photographs
 
 
 def preprocess_of(config: dict[str, Any], size: int | None = None) -> Preprocess:
