@@ -1,14 +1,7 @@
-"""The explorer of causal graphs in a real browser, as in `test_browser`: Voila serves it, keys and clicks change it."""
+"""The explorer of causal graphs in a real browser: keys and clicks change it."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-
-import nbformat
 import pytest
-from test_browser import BROWSER, DRIVER, ROOT, answers, browser, changes, click, find, picture, until
+from browsing import ROOT, browser, changes, click, find, picture, served, until, with_browser
 
 __all__ = ["browser"]  # a fixture
 
@@ -23,40 +16,14 @@ explorer = Explorer(*shelf())
 explorer
 """
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (BROWSER and DRIVER), reason="no Chromium with its chromedriver is installed here"),
-]
+pytestmark = [pytest.mark.slow, with_browser]
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """The address of a page with an explorer of networks that were never trained."""
-    folder = tmp_path_factory.mktemp("voila")
-    cell = nbformat.v4.new_code_cell(CELL.format(tests=str(ROOT / "tests")))
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel})
-    nbformat.write(notebook, folder / "explorer.ipynb")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "voila", "explorer.ipynb", "--no-browser", f"--port={port}",
-               "--Voila.ip=127.0.0.1"]  # fmt: skip
-    paths = {"PYTHONPATH": str(ROOT), "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
-             "IPYTHONDIR": str(folder / "ipython")}  # fmt: skip
-    with (folder / "log").open("w") as log:
-        options = {"cwd": folder, "env": os.environ | paths, "stdout": log, "stderr": log}
-        server = subprocess.Popen(command, **options, start_new_session=True)
-    try:
-        until(lambda: answers(port, server, folder / "log"), "Voila listens")
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        server.terminate()  # it ends its kernels
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
+    with served(tmp_path_factory.mktemp("voila"), CELL.format(tests=str(ROOT / "tests"))) as address:
+        yield address
 
 
 def graphs(browser):

@@ -297,9 +297,9 @@ def walks_of(names=("fc", "conv2", "skip", "conv1")):
     return pd.DataFrame(rows)
 
 
-def test_causes_by_depth_are_shares_of_the_nodes_without_skip_connections():
+def test_causes_by_depth_are_shares_of_the_nodes_with_skip_connections_apart():
     figure = figures.by_depth({"net": walks_of()})
-    assert values(figure, "share:net:1") == [10, 20, 40]
+    assert values(figure, "share:net:1") == [10, 20, 40] and values(figure, "share:net:skips") == [25]
     assert values(figure, "share:net:mean") == [5, 15, 35] and values(figure, "jaccard:net:mean") == [0, 0.25, 0.75]
 
 

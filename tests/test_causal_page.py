@@ -4,10 +4,10 @@ for nothing beyond itself."""
 import json
 import math
 import re
-import shutil
 from dataclasses import replace
 
 import pytest
+from browsing import chromium, with_browser
 from causal_nets import Depthwise, Fire, Residual
 from causal_shelf import found, network, pictures, shelf
 
@@ -18,10 +18,6 @@ from helpers.causal_graphs.statistics import Selection
 from helpers.causal_graphs.views import Lab, evidence
 from helpers.config import ConfigError
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
---disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1280,1000""".split()
 SELECTIONS = [
     Selection(),
     Selection(delta=0.0),
@@ -36,11 +32,9 @@ SELECTIONS = [
     Selection(mode="reference", critical=50.0, fallback=-10.0),  # not even that
 ]
 
-missing = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no Chromium with its chromedriver is installed here")
-
 
 def needs_browser(test):
-    return pytest.mark.slow(missing(test))
+    return pytest.mark.slow(with_browser(test))
 
 
 @pytest.fixture(scope="module")
@@ -105,21 +99,10 @@ def test_pages_of_nothing_are_refused(graphs, tmp_path):
 
 @pytest.fixture(scope="module")
 def browser(page, tmp_path_factory):
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.set_page_load_timeout(60)
-    driver.set_script_timeout(20)
-    driver.get("about:blank")
-    driver.get_log("performance")  # of the browser's own first page
-    yield driver
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp("profile"), logged=True) as driver:
+        driver.get("about:blank")
+        driver.get_log("performance")  # of the browser's own first page
+        yield driver
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ class Discovery(Settings):
     candidates: Literal["all", "screen", "reference"] = Field(
         "all", description="screen: drop what a gradient says is far from delta; reference: the release's weight rule"
     )
-    screened_below: float = Field(0.1, ge=0, le=1, description="share of the threshold that `screen` drops below")
+    screened_below: float = Field(0.5, ge=0, le=1, description="share of the threshold that `screen` drops below")
     retested: float = Field(0.05, ge=0, le=1, description="share of the dropped nodes that are tested all the same")
     refine: bool = Field(False, description="measure single edges between the nodes that were found")
     engine: Engine = "delta"

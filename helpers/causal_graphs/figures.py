@@ -84,28 +84,33 @@ def node_counts(
 @style()
 def by_depth(walks: Mapping[str, pd.DataFrame]) -> Picture:
     """E7: from the logits down, the share of a layer's nodes that are causes, and how far classes share them. A column
-    a network (`parts.walks`), a thin line a class, a thick one their mean; skip connections are left out."""
-    figure = picture(0.9 + 4.6 * len(walks), 5.6)
+    a network (`parts.walks`), a thin line a class, a thick one their mean; open circles are skip connections, whose
+    lower nodes go straight on. Where a layer has no cause there is nothing to share."""
+    figure = picture(0.9 + 4.8 * len(walks), 5.8)
     axes = figure.subplots(2, len(walks), squeeze=False, sharex="col", sharey="row")
+    open_circle = {"marker": "o", "ms": 4.5, "ls": "none", "markerfacecolor": "white", "color": CAUSE}
     for column, (name, table) in zip(axes.T, walks.items(), strict=True):
-        table = table[table.kind != "identity"]
         layers = list(dict.fromkeys(table.layer))
         table = table.assign(depth=table.layer.map(layers.index), share=100 * table.causes / table.lower)
+        table["jaccard"] = table.jaccard.where(table.groupby("layer").causes.transform("max") > 0)
+        skips = table.kind == "identity"
         for ax, value in zip(column, ("share", "jaccard"), strict=True):
-            for target, own in table.groupby("target"):
+            for target, own in table[~skips].groupby("target"):
                 ax.plot(own.depth, own[value], color=LIGHT, lw=1, gid=f"{value}:{name}:{target}")
-            mean = table.groupby("depth")[value].mean()
+            mean, straight = (of.groupby("depth")[value].mean() for of in (table[~skips], table[skips]))
             ax.plot(mean.index, mean, color=CAUSE, lw=2, marker="o", ms=3.5, gid=f"{value}:{name}:mean")
+            ax.plot(straight.index, straight, gid=f"{value}:{name}:skips", **open_circle)
             ax.set_ylim(0, None)
         column[0].set_title(name)
-        every = max(1, len(layers) // 9)
+        every = -(-len(layers) // 10)
         column[1].set_xticks(range(0, len(layers), every), layers[::every], rotation=60, ha="right", fontsize=8)
         column[1].set_ylim(0, 1)
     axes[0, 0].set_ylabel("causes, % of the nodes")
     axes[1, 0].set_ylabel("shared with another class\n(Jaccard index)")
     handles = [Line2D([], [], color=LIGHT, lw=1, label="a class"),
-               Line2D([], [], color=CAUSE, lw=2, marker="o", ms=3.5, label="mean")]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+               Line2D([], [], color=CAUSE, lw=2, marker="o", ms=3.5, label="mean over classes"),
+               Line2D([], [], label="the same, skip connections", **open_circle)]  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
 

@@ -208,6 +208,10 @@ class Network:
             shape = [1] * lower.ndim
             shape[link.axis] = -1
             return embed(link, lower * (mask - 1).view(shape), self.shapes[link.at])
+        if link.kind == "depthwise":  # as a dense layer it would take as many times longer as there are channels
+            weight = link.module.weight.detach()
+            kept = mask.diagonal().view(-1, *[1] * (weight.ndim - 1))
+            return link_output(link, weight * (kept - 1), lower, groups=link.outputs)
         weight = link.weight()
         return link_output(link, weight * (mask - 1).view(*mask.shape, *[1] * (weight.ndim - 2)), lower)
 

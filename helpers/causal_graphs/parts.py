@@ -29,6 +29,7 @@ import torch
 from helpers.causal_graphs import discover, evaluate, experiments, repair
 from helpers.causal_graphs import stability as sweeps
 from helpers.causal_graphs import surgery as cuts
+from helpers.causal_graphs.graph import CausalGraph
 from helpers.causal_graphs.presets import CausalGraphsStudy
 from helpers.causal_graphs.statistics import Selection
 from helpers.causal_graphs.study import Checkpoint, Shelf, checkpoints, larger, working_folder
@@ -36,10 +37,12 @@ from helpers.causal_graphs.study import Checkpoint, Shelf, checkpoints, larger, 
 BASELINES = (*evaluate.SCORED, "guided_backprop", "deconvolution", "deep_lift", "lrp", "grad_cam", "occlusion", "rise")
 """The methods of spec section 5 that maps are scored beside."""
 
-FEWER = (*evaluate.SCORED, "grad_cam")
-"""Those for networks that are screened, for which a thousand passes a map are too many."""
+FEWER = ("gradient", "input_x_gradient", "grad_cam")
+"""Those for networks that are screened, for which a hundred passes a map are too many."""
 
-SCREENED = ("dropped", "retested", "missed")
+SURGERY_IMAGES = 300  # of such a network
+
+STRONG = 0.02  # the delta of small networks
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ def surgery(checkpoint: Checkpoint) -> list[dict[str, Any]]:
 
     def compute(c: Checkpoint) -> list[dict[str, Any]]:
         images, options = c.images(), {"controls": c.study.controls, "seed": c.seed}
+        options["n_images"] = SURGERY_IMAGES if c.study.screened else None
         return [cuts.record(c.network, g, images, **options) for mode in c.study.modes for g in c.graphs(mode).values()]
 
     return checkpoint.part("surgery.json", compute)
@@ -73,20 +77,20 @@ def stability(checkpoint: Checkpoint) -> pd.DataFrame:
 
 
 def scores(checkpoint: Checkpoint) -> pd.DataFrame:
-    """Columns target, method, metric, image, value. ``reference`` maps come from the reference graph, if there is one
-    in the study."""
+    """Columns target, method, metric, image, value. ``reference`` maps come from the reference graph."""
 
     def compute(c: Checkpoint) -> pd.DataFrame:
         tables = []
         options = {"lipschitz": {"draws": c.study.lipschitz.k, "mean": c.study.lipschitz.mean,
                                  "std": c.study.lipschitz.std}}  # fmt: skip
-        names = BASELINES if "reference" in c.study.modes else FEWER
+        names = FEWER if c.study.screened else BASELINES
         for target in c.study.scored_classes:
             rows = scored_images(c, target)
             x = c.images().inputs(rows).to(next(c.model.parameters()))
             ours = [name for name in evaluate.CAUSAL if name != "reference"]
-            explainers = evaluate.causal(c.graph(target, c.study.modes[-1]), ["reference"], c.study.layer_name)
-            explainers |= evaluate.causal(c.graph(target, "recommended"), ours, c.study.layer_name)
+            explainers = evaluate.causal(c.graph(target, "recommended"), ours, c.study.layer_name)
+            if not c.study.screened:  # the release's recipe is one for chains of layers
+                explainers |= evaluate.causal(c.graph(target, "reference"), ["reference"], c.study.layer_name)
             explainers |= evaluate.baselines(names, layer=c.study.layer_name)
             targets = torch.full((len(x),), target, device=x.device)
             table = evaluate.compare(explainers, c.model, x, targets, options=options, seed=c.seed)
@@ -168,37 +172,53 @@ def repaired(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     return checkpoint.part("repaired.json", compute)
 
 
-def walks(checkpoint: Checkpoint) -> pd.DataFrame:
-    """One row a class and layer of the recommended graphs, found anew: target, layer, kind, lower (nodes that could be
-    tested), tested, dropped, retested, missed (`layers.Layer`), causes, inhibitors, effects, jaccard (mean, with the
-    causes of the other classes), images, passes, seconds; and ``clean``, the seconds that the same images take through
-    the whole network without a cut."""
+def walk(checkpoint: Checkpoint, target: int) -> pd.DataFrame:
+    """One row a layer of the recommended graph of class ``target``, found anew: layer, kind, lower (nodes that could be
+    tested), tested, dropped, retested, missed (`layers.Layer`), causes, strong (those whose effect is at least `STRONG`
+    of the outcome), inhibitors, effects, images, passes; ``seconds`` of the whole walk, and ``clean``, those that the
+    same images take through the whole network without a cut."""
 
     def compute(c: Checkpoint) -> pd.DataFrame:
-        graphs, clean = [], {}
-        for target in range(len(c.classes)):
-            path = Shelf(working_folder(c.study)).graph_path(c.fit, "recommended", target)
-            graphs.append(c.discover(target, "recommended", path))
-            x = c.images().inputs(graphs[-1].sample_indices).to(next(c.model.parameters()))
-            started = time.monotonic()
-            c.network.record(x)
-            clean[target] = time.monotonic() - started
-            log.info("%s: class %d in %.0f s", c.fit.name, target, sum(layer.seconds for layer in graphs[-1].layers))
-        shared = experiments.class_overlap(graphs)
-        rows = []
-        for graph in graphs:
-            own = shared[(shared.one == graph.target) | (shared.other == graph.target)].groupby("layer").jaccard.mean()
-            for layer in graph.layers:
-                if layer.statistics is not None:
-                    facts = {name: getattr(layer, name) for name in ("layer", "kind", *SCREENED, "passes", "seconds")}
-                    sizes = {name: len(getattr(layer, name)) for name in ("tested", "causes", "inhibitors", "effects")}
-                    lower = c.network.link(layer.layer).inputs
-                    rows.append({"target": graph.target, "lower": lower, "jaccard": own[layer.layer]} | facts | sizes)
-                    rows[-1] |= {"images": len(graph.sample_indices), "clean": clean[graph.target]}
-        columns = ["target", "layer", "kind", "lower", "tested", *SCREENED, "causes", "inhibitors", "effects"]
-        return pd.DataFrame(rows)[[*columns, "jaccard", "images", "passes", "seconds", "clean"]]
+        path = Shelf(working_folder(c.study)).graph_path(c.fit, "recommended", target)
+        started = time.monotonic()
+        graph = c.discover(target, "recommended", path)
+        seconds = time.monotonic() - started
+        return walked(c, graph, seconds)
 
-    return checkpoint.part("walks.csv", compute)
+    return checkpoint.part(f"walk_{target}.csv", compute)
+
+
+def walked(c: Checkpoint, graph: CausalGraph, seconds: float) -> pd.DataFrame:
+    """The rows of `walk`."""
+    x = c.images().inputs(graph.sample_indices).to(next(c.model.parameters()))
+    started = time.monotonic()
+    c.network.record(x)
+    about = {"images": len(x), "seconds": seconds, "clean": time.monotonic() - started}
+    rows = []
+    for layer in graph.layers:
+        if layer.statistics is not None:
+            facts = {
+                name: getattr(layer, name) for name in ("layer", "kind", "dropped", "retested", "missed", "passes")
+            }
+            sizes = {name: len(getattr(layer, name)) for name in ("tested", "causes", "inhibitors", "effects")}
+            sizes["strong"] = int((layer.statistics.mean_d <= -STRONG * layer.statistics.scale).sum())
+            rows.append({"lower": c.network.link(layer.layer).inputs} | facts | sizes | about)
+    columns = ["layer", "kind", "lower", "tested", "dropped", "retested", "missed", "causes", "strong", "inhibitors"]
+    return pd.DataFrame(rows)[[*columns, "effects", "images", "passes", "seconds", "clean"]]
+
+
+def walks(checkpoint: Checkpoint) -> pd.DataFrame:
+    """`walk` of every class that has a graph, with a column target; and jaccard, the mean index of the layer's causes
+    with those of the other classes."""
+    tables = [walk(checkpoint, target).assign(target=target) for target in checkpoint.targets]
+
+    def compute(c: Checkpoint) -> pd.DataFrame:
+        return experiments.class_overlap(list(c.graphs("recommended").values()))
+
+    shared = checkpoint.part("overlap.csv", compute)
+    shared = pd.concat([shared.assign(target=shared[side]) for side in ("one", "other")])
+    jaccard = shared.groupby(["target", "layer"]).jaccard.mean().reset_index()
+    return pd.concat(tables, ignore_index=True).merge(jaccard, how="left", on=["target", "layer"])
 
 
 def gather(checkpoints: Sequence[Checkpoint], part: Callable[[Checkpoint], Any]) -> Any:

@@ -12,7 +12,7 @@ Of networks too large to be shipped there are the parts, and ``weights.json`` in
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from io import StringIO
@@ -133,6 +133,11 @@ class Checkpoint:
     def classes(self) -> list[str]:
         return self.metadata["classes"]
 
+    @property
+    def targets(self) -> Sequence[int]:
+        """The classes that have a graph."""
+        return self.study.scored_classes if self.study.screened else range(len(self.classes))
+
     @cached_property
     def network(self) -> Network:
         parameter = next(self.model.parameters())
@@ -202,8 +207,8 @@ class Checkpoint:
         return chosen.override({"soft": REFERENCE.soft or chosen.soft}) if mode == "reference" else chosen
 
     def graphs(self, mode: str | None = None) -> dict[int, CausalGraph]:
-        """Of every class."""
-        return {target: self.graph(target, mode) for target in range(len(self.classes))}
+        """Of all `targets`."""
+        return {target: self.graph(target, mode) for target in self.targets}
 
     def part(self, name: str, compute: Callable[[Checkpoint], Any]) -> Any:
         """The result of the experiment ``name``: JSON, or a DataFrame where the name ends in .csv."""

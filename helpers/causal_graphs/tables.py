@@ -144,8 +144,9 @@ def larger(networks: Mapping[str, Checkpoint], walks: Mapping[str, pd.DataFrame]
             "dropped by the gradient": f"{table.dropped.sum() / table.lower.sum():.1%}",
             "tested all the same, causes among them": f"{table.retested.sum()}, {table.missed.sum()}",
             "causes": _range(by_class.causes.sum()),
+            "of these with 2 % of the logit or more": _range(by_class.strong.sum()),
             "inhibitors": _range(by_class.inhibitors.sum()),
-            "passes that a walk takes as long as": _range((by_class.seconds.sum() / clean).round().astype(int)),
+            "passes that a walk takes as long as": _range((by_class.seconds.first() / clean).round().astype(int)),
         }
     return pd.DataFrame(columns)
 
@@ -157,7 +158,8 @@ def surgery(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
     for name, graphs in records.items():
         of = {key: 100 * float(np.mean([np.mean(record[key]) for record in graphs])) for key in MEANS}
         rows[name] = {MEANS[key]: value for key, value in of.items()}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=list(MEANS.values())).round(1)
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=list(MEANS.values()))
+    return table.round({name: 3 if key == "sparsity" else 1 for key, name in MEANS.items()})
 
 
 def _range(values: pd.Series) -> str:
