@@ -158,7 +158,7 @@ def check_larger(ledger: Ledger, records: Mapping[str, Sequence[Mapping[str, Any
         lost = [r["cut_recall"] <= 0.05 and r["cut_recall"] < min(r["random_cut_recall"]) for r in graphs]
         ledger.check(
             f"necessary-{name}",
-            "on photographs, too, a class is lost without its graph, and not without random graphs of the same shape",
+            f"{name}, photographs: a class is lost without its graph, and not without random graphs of the same shape",
             ours=f"{sum(lost)} of {len(lost)} graphs",
             rule="recall at most 5 %, and below that of every random graph, in 90% of the graphs",
             holds=sum(lost) >= 0.9 * len(lost) if len(lost) >= MIN_GRAPHS else None,

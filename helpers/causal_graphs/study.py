@@ -241,7 +241,7 @@ def checkpoints(study: CausalGraphsStudy, shortcut: int | None = None) -> list[C
 
 
 def larger(study: CausalGraphsStudy, anew: bool = False) -> dict[str, Checkpoint]:
-    """By preset, the checkpoint of each of the study's larger `networks` (spec section 7.5, E7): as shipped, or with
+    """By model, the checkpoint of each of the study's larger `networks` (spec section 7.5, E7): as shipped, or with
     ``anew`` in the working folder, where what is missing is trained and measured, for hours. Their settings are those
     of the presets, whatever the study's own are."""
     where = {"out": str(working_folder(study)), "retrain": True} if anew else {}
@@ -250,7 +250,8 @@ def larger(study: CausalGraphsStudy, anew: bool = False) -> dict[str, Checkpoint
     for preset in study.networks:
         if preset not in study.presets:
             raise config.ConfigError(f"NETWORKS: no preset {preset!r}; {config.suggest(preset, study.presets)}")
-        found[preset] = checkpoints(CausalGraphsStudy().override({**study.presets[preset], **where}))[0]
+        own = CausalGraphsStudy().override({**study.presets[preset], **where})
+        found[own.model_name] = checkpoints(own)[0]
     return found
 
 

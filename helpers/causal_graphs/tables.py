@@ -17,13 +17,13 @@ from helpers.causal_graphs.study import Checkpoint
 MEANS = {
     "sparsity": "edges in the graph",
     "recall": "recall",
-    "cut_recall": "cut",
-    "random_cut_recall": "random cut",
-    "others": "accuracy on others",
-    "cut_others": "cut ",
+    "cut_recall": "recall, cut",
+    "random_cut_recall": "recall, random cut",
+    "others": "others",
+    "cut_others": "others, cut",
     "auroc": "AUROC",
-    "kept_auroc": "kept",
-    "random_kept_auroc": "random kept",
+    "kept_auroc": "AUROC, kept",
+    "random_kept_auroc": "AUROC, random kept",
 }
 """Of the records of `surgery`, as columns of a table."""
 
