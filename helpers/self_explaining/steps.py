@@ -1,0 +1,81 @@
+"""The learner's step in each phase, as `phases.run` takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from helpers import runtime
+from helpers.self_explaining import lsx
+from helpers.self_explaining.models import Net
+from helpers.self_explaining.phases import Revise, Watcher
+from helpers.self_explaining.presets import SelfExplainingStudy
+from helpers.self_explaining.sets import Sets
+
+
+def make_optimizer(study: SelfExplainingStudy, net: Net, rate: float) -> Optimizer:
+    """Adadelta (rho 0.9, eps 1e-6) or Adam, of the learner."""
+    if study.optimizer == "adam":
+        return torch.optim.Adam(net.parameters(), rate, foreach=True)
+    return torch.optim.Adadelta(net.parameters(), rate, rho=0.9, eps=1e-6, foreach=True)
+
+
+def pretraining(net: Net, optimizer: Optimizer, data: Sets) -> Revise:
+    """Steps of plain classification (spec section 4.1)."""
+
+    def revise(rows: Tensor, step: int) -> Mapping[str, Tensor]:
+        batch = data.x[rows], data.y[rows]
+        losses = lsx.joint_step(net, optimizer, batch, None, step, class_weights=data.class_weights)
+        return {"ClassificationLoss": losses.classification}
+
+    return revise
+
+
+def joint_training(
+    study: SelfExplainingStudy, seed: int, net: Net, optimizer: Optimizer, data: Sets, watcher: Watcher
+) -> Revise:
+    """Steps with a critic each (spec section 4.2). Losses are logged without their weights, but in the total."""
+    critique = lsx.critique(study, data, seed)
+    weights = {"lambda_c": study.classification_loss_weight, "lambda_e": study.explanation_loss_weight}
+
+    def revise(rows: Tensor, step: int) -> Mapping[str, Tensor]:
+        batch = data.x[rows], data.y[rows]
+        losses = lsx.joint_step(net, optimizer, batch, critique, step, class_weights=data.class_weights, **weights)
+        if losses.explanation is None:
+            return _values(losses)
+        watcher.reflected(losses.explanation)
+        return _values(losses._replace(explanation=losses.explanation.mean()))
+
+    return revise
+
+
+def finetuning(
+    study: SelfExplainingStudy, seed: int, net: Net, optimizer: Optimizer, data: Sets, teacher: Net
+) -> Revise:
+    """Steps on labels and on the explanations of ``teacher`` (spec section 4.3), which are made before ``net`` moves:
+    of a shuffled epoch of its own, since maps are scaled together with their batch."""
+    options, weight, wanted = study.explanation, study.explanation_loss_weight_finetune, None
+    if weight:
+        order = torch.randperm(len(data.y), generator=runtime.generator(seed, "order", "targets"))
+        wanted = lsx.targets(teacher, data.x, data.y, options, study.batch_size, order)
+
+    def revise(rows: Tensor, step: int) -> Mapping[str, Tensor]:
+        maps = None if wanted is None else wanted[rows]
+        losses = lsx.finetune_loss(
+            net, data.x[rows], data.y[rows], maps, options, weight=weight, class_weights=data.class_weights
+        )
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+        return _values(losses)
+
+    return revise
+
+
+def _values(losses: lsx.Losses) -> dict[str, Tensor]:
+    """By the names of the log and of TensorBoard's tags."""
+    named = zip(("TotalLoss", "ClassificationLoss", "ExplanationLoss"), losses, strict=True)
+    return {name: loss.detach() for name, loss in named if loss is not None}
