@@ -119,8 +119,8 @@ def test_the_gradient_is_that_of_the_critics_mean_loss_with_its_weights_held_fas
         assert abs(expected) > 1e-8 and measured == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("norm", ["batch", "sample", "none"])
+@pytest.mark.parametrize("mode, norm", [*((mode, "batch") for mode in MODES), *((MODES[i], "sample") for i in (0, 1)),
+                                        (MODES[0], "none")])  # fmt: skip
 def test_all_ways_back_give_the_same_gradient(mode, norm):
     """The plain one, a second-order pass a batch; one product, of graphs that were kept or made again; and derivatives
     in a direction (property 8)."""
@@ -283,6 +283,20 @@ def plainly(steps=3, lambda_c=2.0):
     return learner
 
 
+def test_feedback_depends_on_its_own_step_and_learner_alone():
+    """Not on what was asked of the critique before: what is recorded reads its inputs anew."""
+    one, other, held = tiny("learner", dtype=torch.float32), tiny("other", dtype=torch.float32), critique()
+    asked = [(one, 0, 1.0), (one, 1, 1.0), (other, 1, 1.0), (one, 1, 2.0), (one, 0, 1.0)]
+    for learner, step, weight in asked:
+        gradients, losses = held.feedback(learner, step, weight)
+        expected, alone = critique().feedback(learner, step, weight)
+        assert torch.equal(losses, alone) and all(map(torch.equal, gradients, expected))
+    with torch.no_grad():
+        one.fc2.bias[0] += 1.0  # in place, as optimizers do
+    assert all(map(torch.equal, held.feedback(one, 0)[0], critique().feedback(one, 0)[0]))
+    assert not torch.equal(held.feedback(one, 0)[1], losses)
+
+
 def test_without_feedback_it_is_plain_training_to_the_bit():
     """Also where the maps would be NaN, and without a critique (property 10)."""
     broken = critique()
@@ -309,6 +323,11 @@ def test_the_step_is_the_sum_of_both_gradients():
     lsx.joint_step(learner, torch.optim.SGD(learner.parameters(), 1.0), (x, y), held, 5, lambda_c=2.0, lambda_e=10.0)
     moved = [b - parameter.detach() for b, parameter in zip(before, learner.parameters(), strict=True)]
     assert distance(moved, expected) < 1e-5
+
+
+def test_feedback_needs_somebody_to_give_it():
+    with pytest.raises(ValueError, match="asks for a critique"):
+        train(1.0, None)
 
 
 def test_a_critic_set_that_is_not_finite_is_seen_in_the_loss():
@@ -374,10 +393,10 @@ def test_targets_are_met_by_the_weights_that_made_them(mode):
     assert not wanted.requires_grad and wanted.shape == x.shape
     for rows in order.split(4):
         losses = lsx.finetune_loss(learner, x[rows], y[rows], wanted[rows], options, weight=3.0)
-        assert float(losses.explanation) < 1e-20
+        assert losses.explanation.item() < 1e-20
     if mode == "input_x_gradient":
         other = lsx.finetune_loss(tiny("other"), x, y, wanted, options, weight=3.0)
-        assert float(other.explanation) > 1e-6
+        assert other.explanation.item() > 1e-6
         assert torch.equal(other.total, other.classification + 3 * other.explanation)
 
 
@@ -393,7 +412,7 @@ def test_finetuning_comes_closer_to_the_targets_and_leaves_them_alone():
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
-        course.append(float(losses.explanation))
+        course.append(losses.explanation.item())
     assert course[-1] < 0.9 * course[0] and torch.equal(wanted, kept)
 
 
@@ -424,6 +443,25 @@ def test_convolutions_have_torchs_derivatives_of_three_orders(options):
         ours = orders()
     for one, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def test_only_what_is_asked_for_is_computed(monkeypatch):
+    """An input gradient takes no weight gradient, and the way back to the weights none to the input."""
+    taken, gradient = [], derivatives._gradient
+
+    def spy(g, x, w, geometry, which):
+        taken.append(("input", "weight")[which] + str(w.shape[1]))
+        return gradient(g, x, w, geometry, which)
+
+    monkeypatch.setattr(derivatives, "_gradient", spy)
+    learner, (x, y) = tiny("learner"), images(B)
+    for target, expected in (("logprob", 2), ("logit", 1)):  # of weights: beside a map, and on the way of p_y
+        with derivatives.fast():
+            e = explain(learner, x, y, Explanation(target=target), graph=True)
+        assert taken == ["input4", "input1"]
+        torch.autograd.grad(e.sum(), list(learner.parameters()), allow_unused=True)
+        assert sorted(taken[2:]) == ["input4"] * (expected - 1) + ["weight1"] * expected + ["weight4"] * expected
+        taken.clear()
 
 
 def test_what_was_computed_inside_is_differentiated_outside():

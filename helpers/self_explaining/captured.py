@@ -19,9 +19,24 @@ def captured(run: Callable[[], Outputs], inputs: Sequence[Tensor]) -> Callable[[
     """``replay(values)``: what ``run()`` returns when its ``inputs`` hold the ``values``, of the same shapes.
 
     ``run`` reads ``inputs`` in place, and whatever else it reads (weights, images) where it lies now; all of it has to
-    stay there. It must wait for nothing on the device. What is returned is overwritten by the next replay. Where
-    CUDA refuses to record, the replay is ``run`` itself, with a warning.
+    stay there. It must wait for nothing on the device. What is returned is overwritten by the next replay. Without
+    CUDA the replay is ``run`` itself; so it is, with a warning, where CUDA refuses to record.
     """
+    graph, outputs = _record(run) if inputs[0].is_cuda else (None, ())
+
+    def replay(values: Sequence[Tensor]) -> Outputs:
+        with torch.no_grad():
+            for held, value in zip(inputs, values, strict=True):
+                held.copy_(value)
+        if graph is None:
+            return run()
+        graph.replay()
+        return outputs
+
+    return replay
+
+
+def _record(run: Callable[[], Outputs]) -> tuple[torch.cuda.CUDAGraph | None, Outputs]:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -31,17 +46,7 @@ def captured(run: Callable[[], Outputs], inputs: Sequence[Tensor]) -> Callable[[
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
-            outputs = run()
+            return graph, run()
     except RuntimeError as error:
         log.warning("no CUDA graph of the critic's pass, which will be slower: %s", error)
-        graph = None
-
-    def replay(values: Sequence[Tensor]) -> Outputs:
-        with torch.no_grad():
-            torch._foreach_copy_(list(inputs), list(values))
-        if graph is None:
-            return run()
-        graph.replay()
-        return outputs
-
-    return replay
+        return None, ()

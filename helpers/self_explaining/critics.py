@@ -21,8 +21,9 @@ IN_CACHE = 2**16  # weights that Adadelta takes at a time on the CPU
 
 @dataclass(frozen=True)
 class Reflection:
-    """One pass of a critic. ``losses`` [N] in the ``order`` in which it met the batches; ``gradients`` [N, b, C, H, W]
-    of each loss to its batch of maps, in the batches' own order (None: not asked); the ``critic``'s last weights."""
+    """One pass of a critic. ``losses`` [N] in the ``order`` in which it met the batches, of several critics together
+    [N, S]; ``gradients`` [N, b, C, H, W] of each loss to its batch of maps, in the batches' own order (None: not asked
+    for); the last weights of the ``critic``, by name."""
 
     losses: Tensor
     gradients: Tensor | None
@@ -63,8 +64,7 @@ def reflect(
         raise ValueError(
             f"expected maps [N, b, C, H, W] with labels [N, b], not {tuple(maps.shape)} with {tuple(labels.shape)}"
         )
-    order = torch.arange(len(maps)) if order is None else order
-    order = order.to(maps.device)
+    order = torch.arange(len(maps), device=maps.device) if order is None else order.to(maps.device)
     ordered, shown = maps.detach()[order], labels[order]
     flat = _flat(critic_net.parameters())
     weights, moments = _views(flat, critic_net), (torch.zeros_like(flat), torch.zeros_like(flat))
@@ -77,8 +77,8 @@ def reflect(
         losses.append(loss.detach())
         slopes += found[len(weights) :]
         adadelta(flat, _flat(found[: len(weights)]), moments, learning_rate)
-    at = torch.stack(slopes)[order.argsort()] if gradients else None
-    return Reflection(torch.stack(losses), at, {name: value.detach() for name, value in weights.items()}, order)
+    aligned = torch.stack(slopes)[order.argsort()] if gradients else None
+    return Reflection(torch.stack(losses), aligned, {name: value.detach() for name, value in weights.items()}, order)
 
 
 def adadelta(weights: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], rate: float) -> None:

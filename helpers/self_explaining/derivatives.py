@@ -1,4 +1,4 @@
-"""Convolutions and means whose second derivatives are as fast as their first.
+"""Layers whose second derivatives are as fast as their first.
 
 A loss of an input gradient is sent back through the backward pass of every layer. PyTorch takes the weight gradient in
 there as a convolution with a kernel as large as the image, for which neither oneDNN nor cuDNN has a fast way. But a
@@ -7,8 +7,9 @@ one is another of the three:
 
     y = conv(x, w)      dx = to_input(g, w)      dw = to_weight(g, x)
 
-Inside `fast`, nets are made of these. On the CPU they also keep channels last in memory, which oneDNN is made for.
-Values and derivatives are those of PyTorch's own layers, up to float rounding.
+Inside `fast`, nets are made of these, and of ReLUs and means that are their own derivatives. On the CPU all of them
+keep channels last in memory, which oneDNN is made for. Values and derivatives are those of PyTorch's own layers, up to
+float rounding.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]  # stri
 
 
 class fast(TorchFunctionMode):
-    """Convolutions and average pooling that are called inside, also by modules, are those of this module; so is what is
-    differentiated later of what was computed inside."""
+    """Convolutions, ReLUs and average pooling that are called inside, also by modules, are those of this module; so are
+    the derivatives of what was computed inside, whenever they are taken."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _REPLACED.get(func, func)(*args, **(kwargs or {}))
@@ -75,13 +76,13 @@ class _Convolution(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, w, geometry, g = *ctx.saved_tensors, ctx.geometry, _laid_out(g)
-        dx = _ToInput.apply(g, w, x, geometry) if _wanted(ctx, 0) else None
-        dw = _ToWeight.apply(g, x, w, geometry) if _wanted(ctx, 1) else None
+        dx = _ToInput.apply(g, w, x.detach(), geometry) if _wanted(ctx, 0) else None
+        dw = _ToWeight.apply(g, x, w.detach(), geometry) if _wanted(ctx, 1) else None
         return dx, dw, g.sum((0, 2, 3)) if _wanted(ctx, 2) else None, None
 
 
 class _ToInput(Function):
-    """to_input(g, w), of the shape of ``x``."""
+    """to_input(g, w), of the shape of ``x``, which is detached: an edge to it would carry zeros back, all the way."""
 
     @staticmethod
     def forward(g: Tensor, w: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
@@ -96,11 +97,11 @@ class _ToInput(Function):
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
         g, w, geometry, d = *ctx.saved_tensors, ctx.geometry, _laid_out(d)
         dg = _Convolution.apply(d, w, None, geometry) if _wanted(ctx, 0) else None
-        return dg, _ToWeight.apply(g, d, w, geometry) if _wanted(ctx, 1) else None, None, None
+        return dg, _ToWeight.apply(g, d, w.detach(), geometry) if _wanted(ctx, 1) else None, None, None
 
 
 class _ToWeight(Function):
-    """to_weight(g, x), of the shape of ``w``."""
+    """to_weight(g, x), of the shape of ``w``, which is detached."""
 
     @staticmethod
     def forward(g: Tensor, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
@@ -115,7 +116,7 @@ class _ToWeight(Function):
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
         g, x, geometry, d = *ctx.saved_tensors, ctx.geometry, _laid_out(d)
         dg = _Convolution.apply(x, d, None, geometry) if _wanted(ctx, 0) else None
-        return dg, _ToInput.apply(g, d, x, geometry) if _wanted(ctx, 1) else None, None, None
+        return dg, _ToInput.apply(g, d, x.detach(), geometry) if _wanted(ctx, 1) else None, None, None
 
 
 class _Mean(Function):
@@ -141,9 +142,8 @@ class _Spread(Function):
     def forward(g: Tensor, shape: torch.Size, options: tuple) -> Tensor:
         kernel, stride, padding, *_ = options
         if kernel == stride and padding == (0, 0) and shape[2:] == (g.shape[2] * kernel[0], g.shape[3] * kernel[1]):
-            return F.interpolate(
-                g / (options[-1] or kernel[0] * kernel[1]), scale_factor=kernel
-            )  # writes no zeros first
+            size = options[-1] or kernel[0] * kernel[1]
+            return F.interpolate(g / size, scale_factor=kernel)  # unlike the other, it writes no zeros first
         like = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=_memory_format(g))
         return _pool_backward(g, like, *options)
 
@@ -173,8 +173,7 @@ class _Rectified(Function):
 
 
 class _Passed(Function):
-    """g where ``y`` is positive: linear in g, and constant in y. PyTorch sends zeros back to y, and with them goes
-    a whole backward pass."""
+    """g where ``y``, which is detached, is positive. PyTorch's own sends zeros back to it."""
 
     @staticmethod
     def forward(g: Tensor, y: Tensor) -> Tensor:
@@ -221,7 +220,7 @@ def _laid_out(t: Tensor) -> Tensor:
         return t.contiguous()
     t = t.contiguous(memory_format=torch.channels_last)
     if t.shape[1] == 1 and t.stride(1) != 1:  # one channel lies both ways; oneDNN goes by the strides
-        t = t.as_strided(t.shape, (t.stride(0), 1, *t.stride()[2:]))
+        t = t.reshape(len(t), *t.shape[2:], 1).permute(0, 3, 1, 2)
     return t
 
 

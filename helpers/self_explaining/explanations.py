@@ -108,7 +108,7 @@ def _input_x_gradient(net: nn.Module, x: Tensor, y: Tensor, options: Explanation
 
 def _integrated_gradient(net: nn.Module, x: Tensor, y: Tensor, options: Explanation, graph: bool) -> Tensor:
     """``x * sum_s w_s df_y/dx(alpha_s x)``: along the line from the baseline 0, a uniform grey of MNIST's mean."""
-    nodes, weights = (values.to(x) for values in _nodes(options.steps))
+    nodes, weights = (values.to(x) for values in quadrature(options.steps))
     total, each = torch.zeros_like(x), max(1, AT_ONCE // len(x))
     for alpha, weight in zip(nodes.split(each), weights.split(each), strict=True):
         points = torch.einsum("s,b...->sb...", alpha, x).flatten(0, 1)
@@ -132,9 +132,9 @@ def _gradcam(net: nn.Module, x: Tensor, y: Tensor, options: Explanation, graph: 
         return outputs[-1].clone()  # should the next layer work in place, a stays what it is
 
     with hooked([layer], cut):
-        score = _score(net, x, y, options)
+        total = explained_score(net, x, y, options)
     a, differentiated = outputs[-1], graph and options.gradcam_weights == "differentiated"
-    weights = torch.autograd.grad(score, a, create_graph=differentiated)[0].mean((2, 3), keepdim=True)
+    weights = torch.autograd.grad(total, a, create_graph=differentiated)[0].mean((2, 3), keepdim=True)
     return (weights * a).sum(1, keepdim=True)
 
 
@@ -154,17 +154,17 @@ METHODS: dict[str, Callable[[nn.Module, Tensor, Tensor, Explanation, bool], Tens
 
 def _gradient(net: nn.Module, x: Tensor, y: Tensor, options: Explanation, graph: bool) -> Tensor:
     x = x.detach().requires_grad_()
-    return torch.autograd.grad(_score(net, x, y, options), x, create_graph=graph)[0]
+    return torch.autograd.grad(explained_score(net, x, y, options), x, create_graph=graph)[0]
 
 
-def _score(net: nn.Module, x: Tensor, y: Tensor, options: Explanation) -> Tensor:
+def explained_score(net: nn.Module, x: Tensor, y: Tensor, options: Explanation) -> Tensor:
     """``sum_b f_y(x_b)``, of which the gradient is that of each image, as the net mixes none."""
     output = net(x) if options.target == "logprob" else net.logits(x)
     return output.gather(1, y[:, None]).sum()
 
 
 @lru_cache
-def _nodes(steps: int) -> tuple[Tensor, Tensor]:
+def quadrature(steps: int) -> tuple[Tensor, Tensor]:
     """Gauss-Legendre nodes and weights on [0, 1], float64 [steps] each."""
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     return torch.from_numpy((1 + nodes) / 2), torch.from_numpy(weights / 2)

@@ -21,7 +21,7 @@ from helpers.self_explaining.presets import Explanation
 Way = Literal["vjp", "jvp", "batches"]
 Gradients = tuple[Tensor, ...]
 
-IN_CACHE = 32  # images that go through the learner at a time on a CPU, so that their layers stay near it
+IN_CACHE = 64  # images that go through the learner at a time on a CPU, so that their layers stay near it
 
 
 def feedback(
@@ -118,10 +118,10 @@ def _jvp(learner: nn.Module, part: _Part, options: Explanation, slopes: Tensor, 
     v = grad(post(a, options, part.x, batches=part.count), a, slopes)[0]
     nodes, weights = ([1.0], [1.0])
     if options.mode != "input_x_gradient":
-        nodes, weights = (values.tolist() for values in explanations._nodes(options.steps))
+        nodes, weights = (values.tolist() for values in explanations.quadrature(options.steps))
 
     def score(x: Tensor) -> Tensor:
-        return explanations._score(learner, x, part.y, options)
+        return explanations.explained_score(learner, x, part.y, options)
 
     total = [torch.zeros_like(parameter) for parameter in learner.parameters()]
     with evaluating(learner):

@@ -55,7 +55,7 @@ class Critique:
     of each of the ``seeds`` that are trained together (as a rule one), the labels ``shown`` to the critics, how they
     are built and trained, and how the learner explains itself.
 
-    On CUDA the first feedback is recorded as a graph of kernels, and replayed from then on, unless ``capture`` is off.
+    On CUDA a learner's first feedback is recorded as a graph of kernels, and replayed from then on.
     """
 
     x: Tensor
@@ -69,7 +69,6 @@ class Critique:
     class_weights: Tensor | None = None
     way: Way = "vjp"
     chunk: int = 1152
-    capture: bool = True
     _replays: dict = field(default_factory=dict, repr=False, compare=False)
 
     def feedback(self, learner: nn.Module, step: int, weight: float = 1.0) -> tuple[Gradients, Tensor]:
@@ -79,16 +78,13 @@ class Critique:
         fresh = [fresh_critic(self.critic, self.x.shape[3], self.n_classes, seed, step, where) for seed in self.seeds]
         critic_net = Together(fresh) if len(fresh) > 1 else fresh[0]
         orders = torch.stack([order(seed, step, n) for seed in self.seeds]).to(where)
-        run = partial(self._run, learner, critic_net, orders, weight)
+        inputs = [*critic_net.parameters(), orders]
+        key = (weight, *(parameter.data_ptr() for parameter in learner.parameters()))
         with runtime.seeded(self.seeds[0], "critic", step, "dropout"):
-            if not (self.x.is_cuda and self.capture) or self.way == "batches":
-                *gradients, losses = run()
-            else:
-                key = (weight, *(parameter.data_ptr() for parameter in learner.parameters()))
-                inputs = [*critic_net.parameters(), orders]
-                if key not in self._replays:
-                    self._replays[key] = captured(run, inputs)
-                *gradients, losses = self._replays[key](inputs)
+            if key not in self._replays:
+                run = partial(self._run, learner, critic_net, orders, weight)
+                self._replays[key] = captured(run, inputs)
+            *gradients, losses = self._replays[key](inputs)
         return tuple(gradients), losses.clone()
 
     def _run(self, learner: nn.Module, critic_net: nn.Module, orders: Tensor, weight: float) -> tuple[Tensor, ...]:
@@ -145,12 +141,15 @@ def joint_step(
     ``lambda_e`` = 0 is the plain step, to the bit, whatever the maps would be: nothing is explained. Returns the losses
     before the step, detached, ``explanation`` [N] along the critic's pass. What is not finite is not looked for: that
     would be a wait for the device in every step. Of a `Together` the batch has [S * B] rows, and losses an axis [S].
+    Raises ``ValueError`` for a ``lambda_e`` without a critique.
     """
     x, y = batch
     parameters = list(learner.parameters())
     classification = nll(learner(x), y, class_weights, members(learner))
     gradients = grad((lambda_c * classification).sum(), parameters)
     total, explanation = lambda_c * classification.detach(), None
+    if lambda_e and critique is None:
+        raise ValueError("lambda_e asks for a critique")
     if lambda_e:
         found, explanation = critique.feedback(learner, step, lambda_e)
         gradients = torch._foreach_add(gradients, found)

@@ -3,8 +3,8 @@
 The weights are stacked, and a batch holds the images of the first member, then those of the second, ...; only what
 multiplies by weights has to know of it. Maps, losses and gradients of a member are those that it has alone, up to float
 rounding, and as Adadelta and Adam are elementwise, so are its steps; only dropout draws other masks. A pass of critics
-is a sequence of small steps, launch after launch: members cost a GPU next to nothing there, but nothing is saved on a
-CPU.
+is a sequence of small steps, launch after launch, where more members keep a GPU busy; on a CPU they are slower than
+one after the other.
 """
 
 from __future__ import annotations
