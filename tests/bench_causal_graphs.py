@@ -80,6 +80,7 @@ def test_stability_sweep_in_closed_form(compare, lenet):
     torch.testing.assert_close(ours()[1], naive(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.timeout(1200)
 def test_resnet18_within_minutes_and_memory(threads):
     """ResNet18, N = 100, 96 x 96 pixels, every layer, as the study finds its graphs, on two cores: 10 minutes and 6 GB.
 
