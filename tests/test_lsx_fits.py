@@ -120,6 +120,17 @@ def test_the_rate_falls_by_the_epoch_where_it_is_scheduled():
 # ------------------------------------------------------------------------------------------------------ to the bit
 
 
+def train_plainly(net, data, phase):
+    """Two epochs of classification alone, in the order of ``phase``, written by hand."""
+    optimizer = torch.optim.Adadelta(net.parameters(), 0.3, rho=0.9, eps=1e-6)
+    for epoch in (1, 2):
+        order = torch.randperm(len(data.y), generator=runtime.generator(0, "order", phase, epoch))
+        for rows in order.split(16):
+            optimizer.zero_grad()
+            F.nll_loss(net(data.x[rows]), data.y[rows]).backward()
+            optimizer.step()
+
+
 def test_without_feedback_the_joint_phase_is_plain_training_to_the_bit(tmp_path):
     """Property 10, from end to end: also where no explanation could be computed."""
     chosen = study(training_mode="joint", explanation_loss_weight=0.0)
@@ -130,13 +141,7 @@ def test_without_feedback_the_joint_phase_is_plain_training_to_the_bit(tmp_path)
     data = sets(chosen, 0)
     with runtime.seeded(0, "init"):
         net = models.build("Net1", 1, 10)
-    optimizer = torch.optim.Adadelta(net.parameters(), 0.3, rho=0.9, eps=1e-6)
-    for epoch in (1, 2):
-        order = torch.randperm(len(data.y), generator=runtime.generator(0, "order", "joint", epoch))
-        for rows in order.split(16):
-            optimizer.zero_grad()
-            F.nll_loss(net(data.x[rows]), data.y[rows]).backward()
-            optimizer.step()
+    train_plainly(net, data, "joint")
     assert same(net.state_dict(), state(fits.weights_path(tmp_path, Fit(chosen, 0))))
 
 
@@ -147,13 +152,7 @@ def test_without_explanation_loss_finetuning_is_plain_training_from_scratch(whol
     data = sets(chosen, 0)
     with runtime.seeded(0, "init", "finetune"):
         net = models.build("Net1", 1, 10)
-    optimizer = torch.optim.Adadelta(net.parameters(), 0.3, rho=0.9, eps=1e-6)
-    for epoch in (1, 2):
-        order = torch.randperm(len(data.y), generator=runtime.generator(0, "order", "finetune", epoch))
-        for rows in order.split(16):
-            optimizer.zero_grad()
-            F.nll_loss(net(data.x[rows]), data.y[rows]).backward()
-            optimizer.step()
+    train_plainly(net, data, "finetune")
     assert same(net.state_dict(), state(fits.weights_path(tmp_path, Fit(chosen, 0))))
 
 

@@ -155,7 +155,7 @@ def check_screen(ledger: Ledger, walks: Mapping[str, pd.DataFrame], where: str) 
 def check_larger(ledger: Ledger, records: Mapping[str, Sequence[Mapping[str, Any]]], where: str) -> None:
     """`parts.surgery` by network, one training seed each: are graphs of larger networks necessary too?"""
     for name, graphs in records.items():
-        lost = [r["cut_recall"] <= 0.05 and r["cut_recall"] < min(r["random_cut_recall"]) for r in graphs]
+        lost = [_necessary(record) for record in graphs]
         ledger.check(
             f"necessary-{name}",
             f"{name}, photographs: a class is lost without its graph, and not without random graphs of the same shape",
@@ -164,6 +164,11 @@ def check_larger(ledger: Ledger, records: Mapping[str, Sequence[Mapping[str, Any
             holds=sum(lost) >= 0.9 * len(lost) if len(lost) >= MIN_GRAPHS else None,
             where=where,
         )
+
+
+def _necessary(record: Mapping[str, Any]) -> bool:
+    """Is the class lost without its graph, and less without each random one?"""
+    return record["cut_recall"] <= 0.05 and record["cut_recall"] < min(record["random_cut_recall"])
 
 
 def check_surgery(ledger: Ledger, records: Sequence[Mapping[str, Any]], where: str) -> None:
@@ -178,7 +183,7 @@ def check_surgery(ledger: Ledger, records: Sequence[Mapping[str, Any]], where: s
     share(
         "necessary", "a class is lost without its graph, and not without random graphs of the same shape",
         "recall at most 5 %, and below that of every random graph",
-        [r["cut_recall"] <= 0.05 and r["cut_recall"] < min(r["random_cut_recall"]) for r in records], 0.9,
+        [_necessary(record) for record in records], 0.9,
     )  # fmt: skip
     share(
         "sufficient", "the graph's edges alone still tell the class from the others",
