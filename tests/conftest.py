@@ -7,6 +7,9 @@ import time
 import pytest
 import torch
 
+from helpers import downloads
+from helpers.downloads import Patience
+
 ROUNDS = 5  # of a benchmark
 
 
@@ -76,3 +79,19 @@ def core_seconds(threads):
 
     yield measure
     gc.unfreeze()
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty data folder, and no network: a URL gives the bytes put into the dict, or cannot be reached."""
+    monkeypatch.setenv("SIGHTLINE_DATA", str(tmp_path))
+    served = {}
+
+    def get(source, part, timeout_s, report):
+        if source.url not in served:
+            raise downloads._Refused(f"{source.url}: no route to host")
+        part.write_bytes(served[source.url])
+
+    monkeypatch.setattr(downloads, "_by_https", get)
+    monkeypatch.setattr(downloads, "PATIENCE", Patience(retries=0))
+    return served

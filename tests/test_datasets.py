@@ -17,7 +17,7 @@ from helpers import config, downloads
 from helpers.config import data_config
 from helpers.data import cifar10, imagenette, mnist
 from helpers.data.images import load
-from helpers.downloads import DownloadError, Patience
+from helpers.downloads import DownloadError
 
 
 def there(*names):
@@ -36,22 +36,6 @@ needs_imagenette = pytest.mark.skipif(
 
 def sha256(content):
     return hashlib.sha256(content).hexdigest()
-
-
-@pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    """An empty data folder, and no network: a URL gives the bytes put into the dict, or cannot be reached."""
-    monkeypatch.setenv("SIGHTLINE_DATA", str(tmp_path))
-    served = {}
-
-    def get(source, part, timeout_s, report):
-        if source.url not in served:
-            raise downloads._Refused(f"{source.url}: no route to host")
-        part.write_bytes(served[source.url])
-
-    monkeypatch.setattr(downloads, "_by_https", get)
-    monkeypatch.setattr(downloads, "PATIENCE", Patience(retries=0))
-    return served
 
 
 def configured(monkeypatch, module, name, change):

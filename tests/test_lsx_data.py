@@ -17,7 +17,7 @@ from helpers.data import chestmnist, colours, fashion_mnist
 from helpers.data.colours import colour, grey_factors, palette
 from helpers.data.decoys import paint
 from helpers.data.images import Images, Preprocess, default_preprocess, load
-from helpers.downloads import DownloadError, Patience
+from helpers.downloads import DownloadError
 
 DIGITS = tuple("0123456789")
 
@@ -158,23 +158,7 @@ def idx(array):
 
 
 @pytest.fixture
-def shelf(monkeypatch, tmp_path):
-    """An empty data folder, and no network: a URL gives the bytes put into the dict, or cannot be reached."""
-    monkeypatch.setenv("SIGHTLINE_DATA", str(tmp_path))
-    served = {}
-
-    def get(source, part, timeout_s, report):
-        if source.url not in served:
-            raise downloads._Refused(f"{source.url}: no route to host")
-        part.write_bytes(served[source.url])
-
-    monkeypatch.setattr(downloads, "_by_https", get)
-    monkeypatch.setattr(downloads, "PATIENCE", Patience(retries=0))
-    return served
-
-
-@pytest.fixture
-def small_fashion(monkeypatch, shelf):
+def small_fashion(monkeypatch, elsewhere):
     """8 images to train on and 4 to test on, in the release's files."""
     config, arrays = copy.deepcopy(data_config("fashion_mnist")), {}
     draws = np.random.default_rng(0)
@@ -184,19 +168,19 @@ def small_fashion(monkeypatch, shelf):
         arrays[split] = draws.integers(0, 256, (n, 28, 28), dtype=np.uint8), draws.integers(0, 10, n, dtype=np.uint8)
         for name, array in zip((pixels, labels), arrays[split], strict=True):
             facts = config["files"][name]
-            shelf[facts["url"]] = idx(array)
+            elsewhere[facts["url"]] = idx(array)
             facts |= {"md5": md5(idx(array)), "bytes": len(idx(array))}
     monkeypatch.setattr(fashion_mnist, "data_config", lambda name: config)
     return arrays
 
 
-def test_fashion_mnist_is_downloaded_verified_and_read(small_fashion, shelf, tmp_path):
+def test_fashion_mnist_is_downloaded_verified_and_read(small_fashion, elsewhere, tmp_path):
     for split, (pixels, labels) in small_fashion.items():
         data = load("FashionMNIST", split)
         assert torch.equal(data.x[:, 0], torch.from_numpy(pixels)) and data.y.tolist() == labels.tolist()
         assert data.y.dtype == torch.int64 and data.classes[9] == "Ankle boot"
         assert torch.allclose(data.inputs(), data.x / 127.5 - 1, atol=1e-6)
-    shelf.clear()
+    elsewhere.clear()
     load("FashionMNIST", data_dir=tmp_path)  # from what is there
     path = tmp_path / "FashionMNIST" / "raw" / "t10k-labels-idx1-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
@@ -216,7 +200,7 @@ def test_a_file_that_is_no_idx_file_is_refused(tmp_path):
 
 
 @pytest.fixture
-def small_chest(monkeypatch, shelf, tmp_path):
+def small_chest(monkeypatch, elsewhere, tmp_path):
     """A release of 6, 3 and 4 images, and the function that puts another in its place."""
     config = copy.deepcopy(data_config("chestmnist"))
     draws, arrays = np.random.default_rng(0), {}
@@ -230,7 +214,7 @@ def small_chest(monkeypatch, shelf, tmp_path):
     def release(arrays):
         np.savez(tmp_path / "release.npz", **arrays)
         content = (tmp_path / "release.npz").read_bytes()
-        shelf[config["file"]["url"]] = content
+        elsewhere[config["file"]["url"]] = content
         config["file"]["md5"] = md5(content)
         (tmp_path / "ChestMNIST" / "chestmnist.npz").unlink(missing_ok=True)
 
@@ -251,7 +235,7 @@ def test_chestmnist_has_a_finding_or_none(small_chest):
         load("ChestMNIST", "tset")
 
 
-def test_what_does_not_hold_the_release_of_chestmnist_is_refused(small_chest, shelf):
+def test_what_does_not_hold_the_release_of_chestmnist_is_refused(small_chest, elsewhere):
     arrays, release = small_chest
     release({**arrays, "test_images": arrays["test_images"][:3]})
     with pytest.raises(DownloadError, match=r"holds uint8 \(3, 28, 28\) of 'test', not uint8 \(4, 28, 28\)"):
@@ -263,7 +247,7 @@ def test_what_does_not_hold_the_release_of_chestmnist_is_refused(small_chest, sh
     with pytest.raises(DownloadError, match="cannot be read .*allow_pickle=False"):
         load("ChestMNIST")
     release(arrays)
-    shelf.clear()
+    elsewhere.clear()
     with pytest.raises(DownloadError, match=r"no route(.|\n)*by hand: (.|\n)*without a download"):
         load("ChestMNIST")
 
