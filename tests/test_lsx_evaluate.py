@@ -10,7 +10,16 @@ from helpers import runtime
 from helpers.config import ConfigError
 from helpers.data.images import Preprocess
 from helpers.self_explaining import consolidation, evaluate, removal
-from helpers.self_explaining.evaluate import LABELS, METRICS, NORMS, accuracy, critic_accuracy, explanations, summarise
+from helpers.self_explaining.evaluate import (
+    LABELS,
+    METRICS,
+    NORMS,
+    accuracy,
+    critic_accuracy,
+    critic_curve,
+    explanations,
+    summarise,
+)
 from helpers.self_explaining.explanations import explain
 from helpers.self_explaining.models import Net1
 from helpers.self_explaining.presets import Explanation
@@ -57,7 +66,7 @@ def without(data, **changes):
 
 
 def records(data, model=None, encoder=None, options=None, **settings):
-    settings = {"critic": "MLP", "critics": 1, "batch": 16, **settings}
+    settings = {"critic": "MLP", "critics": 1, "batch": 16, "labels": ["true"], **settings}
     return evaluate.evaluate(model or net(), encoder, data, options or Explanation(), **settings)
 
 
@@ -71,7 +80,7 @@ def values(found, **columns):
 
 
 def test_every_metric_is_there_under_every_norm_and_label(data):
-    found = [r for label in LABELS for r in records(data, encoder=net(1), norms=NORMS, label=label)]
+    found = records(data, encoder=net(1), norms=NORMS, labels=LABELS)
     assert {r["metric"] for r in found} == set(METRICS)
     for norm in NORMS:
         for label in LABELS:
@@ -126,17 +135,11 @@ def test_explanations_of_the_predicted_label_are_others_where_the_net_is_wrong(d
     model = net()
     guessed = model(data.test_x).argmax(1)
     assert 0 < (guessed == data.test_y).sum() < TESTED
-    true, predicted = (values(records(data, model, label=label, norms=["sample"])) for label in LABELS)
+    true, predicted = (values(records(data, model, labels=[label], norms=["sample"])) for label in LABELS)
     assert true["accuracy", None] == predicted["accuracy", None]
     assert true["decoy_mass", None] != predicted["decoy_mass", None]
     expected = explain(model, data.test_x, guessed, Explanation(norm="sample"))[:, 0]
     assert predicted["decoy_mass", None] == pytest.approx(removal.decoy_mass(expected, data.test_decoy), rel=1e-5)
-
-
-def test_controls_can_be_computed_once_for_a_net(data):
-    model = net()
-    controls = evaluate.control_tables(model, data.test_x, data.test_y, 0)
-    assert values(records(data, model, controls=controls)) == values(records(data, model))
 
 
 def test_removal_can_be_kept_to_the_first_images(data):
@@ -179,7 +182,7 @@ def test_explanations_that_are_not_finite_are_refused(data):
 
 def test_a_label_that_is_none_is_refused(data):
     with pytest.raises(ConfigError, match="unknown label 'predict': did you mean predicted"):
-        records(data, label="predict")
+        records(data, labels=["predict"])
 
 
 # ------------------------------------------------------------------------------------------------------- its parts
@@ -200,7 +203,8 @@ def test_maps_are_made_in_batches_of_the_size_asked_for(data):
     maps = explanations(model, data.test_x, data.test_y, Explanation(), 16)
     assert maps.shape == data.test_x.shape
     for rows in (slice(0, 16), slice(16, 32), slice(32, 40)):
-        assert torch.equal(maps[rows], explain(model, data.test_x[rows], data.test_y[rows], Explanation()))
+        expected = explain(model, data.test_x[rows], data.test_y[rows], Explanation())
+        torch.testing.assert_close(maps[rows], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_critic_of_the_images_themselves_does_as_well_on_images_as_on_explanations(data):
@@ -209,6 +213,16 @@ def test_a_critic_of_the_images_themselves_does_as_well_on_images_as_on_explanat
     assert found["critic_accuracy_explanations"] == found["critic_accuracy_images"] > 60
     assert found["critic_accuracy_test_explanations"] == found["critic_accuracy_test_images"] > 60
     assert found["critic_last_loss"] < found["critic_loss"]
+
+
+def test_the_learning_curve_is_the_mean_of_the_critics_that_are_measured(data):
+    model, options = net(), Explanation(norm="sample")
+    maps = explanations(model, data.test_x, data.test_y, options, 16)
+    found = critic_accuracy(model, data, options, maps, critic="MLP", critics=2, seed=4)
+    curve = critic_curve(model, data, options, critic="MLP", critics=2, seed=4)
+    assert curve.shape == (len(data.critic_x),)
+    assert float(curve.mean()) == pytest.approx(found["critic_loss"], rel=1e-5)
+    assert float(curve[-1]) == pytest.approx(found["critic_last_loss"], rel=1e-5)
 
 
 def test_a_critic_that_does_not_learn_guesses(data):

@@ -7,11 +7,8 @@ validation accuracy reaches `Training.min_accuracy`. Every finished fit is kept 
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,15 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helpers import artifacts, runtime, training
+from helpers import artifacts, runtime, training, workers
 from helpers.config import ConfigError, digest
 from helpers.data import toyshapes
 from helpers.pinets import losses
 from helpers.pinets.models import CNN, Decoder, DenseDecoder, Encoder, PiNet
 from helpers.pinets.presets import Group, Model, ToyShapesStudy, Training
 
-# glibc hands large blocks back at each free and faults them in again: a tenth of a training step.
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "2147483648"}
 ENSEMBLE_DATA_SEED = 2025  # ensemble e is trained on the data of seed 2025 + e
 
 
@@ -288,7 +283,7 @@ def run_missing(
         return accepted.get(fit)
 
     running: dict[Future, Fit] = {}
-    with _executor(study.workers) as executor:
+    with workers.executor(study.workers) as executor:
         while True:
             while len(running) < study.workers and (fit := next_fit(study, lookup, set(running.values()))):
                 running[executor.submit(run, fit, study)] = fit
@@ -342,24 +337,3 @@ def accepted_seeds(study: ToyShapesStudy, group: str, known: Callable[[Fit], boo
         if value is not None:
             (accepted if value else rejected).append(seed)
     return accepted, rejected
-
-
-@contextmanager
-def _executor(workers: int) -> Iterator[Executor]:
-    if workers == 1:
-        yield _Here()
-        return
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    os.environ.update(KEEP_MEMORY)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-        yield pool
-
-
-class _Here(Executor):
-    """Runs each call at once, in this process."""
-
-    def submit(self, function, /, *args, **kwargs) -> Future:
-        future: Future = Future()
-        future.set_result(function(*args, **kwargs))
-        return future

@@ -1,6 +1,6 @@
 """Everything that is measured of a net and its explanations (spec cnn_lsx, section 6), one record a number.
 
-    records = [record for label in LABELS for record in evaluate(net, encoder, data, options, label=label, norms=NORMS)]
+    records = evaluate(net, encoder, data, options, norms=NORMS)
     summarise(DataFrame(records).assign(seed=seed, role="lsx"), by=("role",))
 
 Baseline and self-explaining nets go the same way. The original explains the true label, which can give that label away;
@@ -9,8 +9,8 @@ so the explanations of the predicted one are measured too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,22 +20,21 @@ from torch import Tensor, nn
 from helpers import runtime
 from helpers.attribution.base import evaluating
 from helpers.config import ConfigError, suggest
-from helpers.self_explaining import consolidation, lsx, removal
-from helpers.self_explaining.explanations import explain
+from helpers.self_explaining import consolidation, lsx, models, removal
+from helpers.self_explaining.derivatives import at_once, fast
+from helpers.self_explaining.explanations import post, raw
 from helpers.self_explaining.models import Net
-from helpers.self_explaining.presets import Explanation, Norm
+from helpers.self_explaining.presets import Explanation, Label, Norm, SelfExplainingStudy
 from helpers.self_explaining.sets import Sets
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-Label = Literal["true", "predicted"]
 LABELS: tuple[Label, ...] = ("true", "predicted")
 NORMS: tuple[Norm, ...] = ("batch", "sample")
 
 Row = tuple[str, float | None, float]  # metric, percent, value
 
-AT_ONCE = 512  # images that go through a net at a time where no result depends on it
 VERSION = 1  # goes into the provenance of results: raise it when a number here changes its meaning
 
 
@@ -78,7 +77,7 @@ def evaluate(
     sets: Sets,
     options: Explanation,
     *,
-    label: Label = "true",
+    labels: Sequence[Label] = LABELS,
     norms: Sequence[Norm] = (),
     batch: int = 128,
     seed: int = 0,
@@ -86,64 +85,83 @@ def evaluate(
     learning_rate_critic: float = 0.2,
     critics: int = 5,
     images: int | None = None,
-    controls: Mapping[str, DataFrame] | None = None,
 ) -> list[dict[str, Any]]:
     """All of section 6 of one net, explained as ``options`` say: a record a number, with metric (of `METRICS`), percent
     (100 k of the removal metrics; None: their mean over k, and all else), value, norm and label.
 
-    Explanations are those of the ``label``, under each of ``norms`` (none given: that of the options), of ``batch``
-    images at a time: under the norm ``batch`` that decides the numbers. The similarity is that of encodings by a third
-    net, the ``encoder``, trained with another seed (None: no similarity). ``critics`` fresh critics of the kind
-    ``critic`` are averaged. Pixels are removed from the first ``images`` of the test set (None: all); ``controls`` are
-    the `control_tables` of the net, computed unless given. Everything is done where the net is.
+    Explanations are those of each of the ``labels``, under each of ``norms`` (none given: that of the options), of
+    ``batch`` images at a time: under the norm ``batch`` that decides the numbers. The similarity is that of encodings
+    by a third net, the ``encoder``, trained with another seed (None: no similarity). ``critics`` fresh critics of the
+    kind ``critic`` are averaged. They are tested on the first ``images`` of the test set (None: all), and pixels are
+    removed from these; all else is of the whole test set. Everything is done where the net is.
 
     Raises ``ValueError`` for explanations that are not finite, `ConfigError` for a label that is none of `LABELS`.
     """
-    data = sets.to(_device(net))
-    x, y, few = data.test_x, data.test_y, slice(images)
-    explained = _labels(net, x, y, label)
-    controls = control_tables(net, x[few], y[few], seed) if controls is None else controls
-    records, ranked = [], []
-    for norm in norms or (options.norm,):
-        chosen = options.override({"norm": norm})
-        maps = explanations(net, x, explained, chosen, batch)
-        whole = {"accuracy": accuracy(net, x, y), "ridge_accuracy": consolidation.ridge_accuracy(maps, y)}
-        whole |= critic_accuracy(net, data, chosen, maps, label, critic, learning_rate_critic, critics, seed)
-        if encoder is not None:
-            whole |= consolidation.similarity(encode(encoder, maps), y)._asdict()
-        if data.test_decoy is not None:
-            whole["decoy_mass"] = removal.decoy_mass(maps.sum(1), data.test_decoy)
-        heat = maps[few].sum(1)
-        ranked = ranked or _ranked(net, x[few], y[few], heat, controls["area"], seed)  # the norm changes no order
-        rows = [(metric, None, value) for metric, value in whole.items()]
-        rows += _lost("value", removal.by_value(net, x[few], y[few], heat), controls["value"]) + ranked
-        names = {"norm": norm, "label": label}
-        records += [{"metric": metric, "percent": k, "value": value} | names for metric, k, value in rows]
+    data, few = sets.to(_device(net)), slice(images)
+    x, y = data.test_x, data.test_y
+    predicted, controls = predictions(net, x), _controls(net, x[few], y[few], seed)
+    always = {"accuracy": _hits(predicted, y)}
+    records = []
+    for label in labels:
+        explained = _labels(label, y, lambda: predicted)
+        attributions = _attributions(net, x, explained, options).split(batch)
+        ranked: list[Row] = []
+        for norm in norms or (options.norm,):
+            chosen = options.override({"norm": norm})
+            maps = torch.cat([post(a, chosen, part) for a, part in zip(attributions, x.split(batch), strict=True)])
+            whole = always | {"ridge_accuracy": consolidation.ridge_accuracy(maps, y)}
+            tested = replace(data, test_x=x[few], test_y=y[few])
+            whole |= critic_accuracy(
+                net, tested, chosen, maps[few], label, critic, learning_rate_critic, critics=critics, seed=seed
+            )
+            if encoder is not None:
+                whole |= consolidation.similarity(encode(encoder, maps), y)._asdict()
+            if data.test_decoy is not None:
+                whole["decoy_mass"] = removal.decoy_mass(maps.sum(1), data.test_decoy)
+            heat = maps[few].sum(1)
+            ranked = ranked or _ranked(net, x[few], y[few], heat, controls["area"], seed)  # the norm changes no order
+            rows: list[Row] = [(metric, None, value) for metric, value in whole.items()]
+            rows += _lost("value", removal.by_value(net, x[few], y[few], heat), controls["value"]) + ranked
+            names = {"norm": norm, "label": label}
+            records += [{"metric": metric, "percent": k, "value": value} | names for metric, k, value in rows]
     return records
+
+
+def settings(study: SelfExplainingStudy) -> dict[str, Any]:
+    """What a study says of how to `evaluate`: its keyword arguments."""
+    return {
+        "labels": study.evaluated_labels,
+        "norms": study.evaluated_norms,
+        "batch": study.test_batch_size,
+        "critic": models.pair(study.model)[1],
+        "learning_rate_critic": study.learning_rate_critic,
+        "critics": study.critics,
+        "images": study.evaluated_images,
+    }
 
 
 def accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
     """Percent of the images ``x`` [M, C, 28, 28] whose label ``y`` [M] has the highest log-probability (spec 6.1)."""
-    return 100 * float((predictions(net, x) == y).double().mean())
+    return _hits(predictions(net, x), y)
 
 
 def predictions(net: nn.Module, x: Tensor) -> Tensor:
     """The most probable class of each of the images ``x`` [M, C, 28, 28]: int64 [M]."""
-    with torch.no_grad(), evaluating(net):
-        return torch.cat([net(images).argmax(1) for images in x.split(AT_ONCE)])
+    with torch.no_grad(), fast(), evaluating(net):
+        return torch.cat([net(images).argmax(1) for images in x.split(at_once(x.device))])
 
 
 def encode(net: Net, x: Tensor) -> Tensor:
     """The encodings [M, D] of ``x`` [M, C, 28, 28], here maps."""
-    with torch.no_grad(), evaluating(net):
-        return torch.cat([net.encode(images) for images in x.split(AT_ONCE)])
+    with torch.no_grad(), fast(), evaluating(net):
+        return torch.cat([net.encode(images) for images in x.split(at_once(x.device))])
 
 
 def explanations(net: nn.Module, x: Tensor, y: Tensor, options: Explanation, batch: int) -> Tensor:
     """The maps [M, C, 28, 28] of the images ``x`` for the classes ``y`` [M], explained ``batch`` at a time in their
     order; the last, smaller batch is kept."""
-    parts = zip(x.split(batch), y.split(batch), strict=True)
-    return torch.cat([explain(net, images, classes, options) for images, classes in parts])
+    attributions = _attributions(net, x, y, options).split(batch)
+    return torch.cat([post(a, options, images) for a, images in zip(attributions, x.split(batch), strict=True)])
 
 
 def critic_accuracy(
@@ -154,45 +172,44 @@ def critic_accuracy(
     label: Label = "true",
     critic: str = "Net1",
     learning_rate: float = 0.2,
+    *,
     critics: int = 5,
     seed: int = 0,
 ) -> dict[str, float]:
     """What a fresh critic learns from the net's explanations of the critic set in one pass, on the mean of ``critics``
     of them (spec 6.2): its mean and last loss, and its accuracy in percent on those explanations, on those of the test
     set (``maps`` [M, C, 28, 28]), and on the images of both. ``sets`` are where the net is."""
-    n, where = len(sets.critic_x), _device(net)
-    images, classes = sets.critic_x.flatten(0, 1), sets.critic_y.flatten()
-    learned = explanations(net, images, _labels(net, images, classes, label), options, sets.critic_x.shape[1])
+    learned, images, classes = _critic_maps(net, sets, options, label), sets.critic_x.flatten(0, 1), sets.critic_y
     seen = {
-        "critic_accuracy_explanations": (learned, classes),
+        "critic_accuracy_explanations": (learned, classes.flatten()),
         "critic_accuracy_test_explanations": (maps, sets.test_y),
-        "critic_accuracy_images": (images, classes),
+        "critic_accuracy_images": (images, classes.flatten()),
         "critic_accuracy_test_images": (sets.test_x, sets.test_y),
     }
     found = []
-    for step in range(critics):
-        fresh = lsx.fresh_critic(critic, sets.in_channels, sets.n_classes, seed, step, where)
-        with runtime.seeded(seed, "critic", step, "dropout"):
-            reflection = lsx.reflect(
-                fresh,
-                learned.unflatten(0, (n, -1)),
-                sets.critic_y,
-                learning_rate=learning_rate,
-                order=lsx.order(seed, step, n),
-                class_weights=sets.class_weights,
-                gradients=False,
-            )
+    for fresh, reflection in _critics(net, sets, learned, critic, learning_rate, critics, seed):
         fresh.load_state_dict(reflection.critic)
         losses = {"critic_loss": float(reflection.losses.mean()), "critic_last_loss": float(reflection.losses[-1])}
         found.append({name: accuracy(fresh, *pair) for name, pair in seen.items()} | losses)
     return {name: sum(one[name] for one in found) / critics for name in found[0]}
 
 
-def control_tables(net: nn.Module, x: Tensor, y: Tensor, seed: int) -> dict[str, DataFrame]:
-    """What removal by ``value`` and by ``area`` does where a random map says what goes: those of `evaluate`, for images
-    ``x`` [M, C, 28, 28] with labels ``y`` [M]. They are the same for all explanations of a net."""
-    heat = removal.random_heat(x, seed)
-    return {"value": removal.by_value(net, x, y, heat), "area": removal.by_area(net, x, y, heat, seed=seed)}
+def critic_curve(
+    net: nn.Module,
+    sets: Sets,
+    options: Explanation,
+    label: Label = "true",
+    critic: str = "Net1",
+    learning_rate: float = 0.2,
+    *,
+    critics: int = 5,
+    seed: int = 0,
+) -> Tensor:
+    """The learning curve of the critics of `critic_accuracy`: the mean of their losses on each batch along the pass,
+    before they learn from it, float32 [N]."""
+    maps = _critic_maps(net, sets, options, label)
+    passes = _critics(net, sets, maps, critic, learning_rate, critics, seed)
+    return torch.stack([reflection.losses for _, reflection in passes]).mean(0).cpu()
 
 
 def summarise(frame: DataFrame, by: Iterable[str] = ()) -> DataFrame:
@@ -200,6 +217,42 @@ def summarise(frame: DataFrame, by: Iterable[str] = ()) -> DataFrame:
     percent, norm and label and each group ``by`` further columns: mean, std (of the sample; NaN of one seed), seeds."""
     keys = [*by, "metric", "percent", "norm", "label"]
     return frame.groupby(keys, sort=False, dropna=False).value.agg(mean="mean", std="std", seeds="count").reset_index()
+
+
+def _critic_maps(net: nn.Module, sets: Sets, options: Explanation, label: Label) -> Tensor:
+    """The explanations [N * b, C, 28, 28] of the critic set, scaled by critic batches."""
+    images, classes = sets.critic_x.flatten(0, 1), sets.critic_y.flatten()
+    explained = _labels(label, classes, lambda: predictions(net, images))
+    return explanations(net, images, explained, options, sets.critic_x.shape[1])
+
+
+def _critics(
+    net: nn.Module, sets: Sets, maps: Tensor, critic: str, learning_rate: float, critics: int, seed: int
+) -> Iterator[tuple[Net, lsx.Reflection]]:
+    """Fresh critics, and what becomes of each in one pass over the ``maps`` of the critic set."""
+    n = len(sets.critic_x)
+    for step in range(critics):
+        fresh = lsx.fresh_critic(critic, sets.in_channels, sets.n_classes, seed, step, _device(net))
+        with runtime.seeded(seed, "critic", step, "dropout"):
+            yield (
+                fresh,
+                lsx.reflect(
+                    fresh,
+                    maps.unflatten(0, (n, -1)),
+                    sets.critic_y,
+                    learning_rate=learning_rate,
+                    order=lsx.order(seed, step, n),
+                    class_weights=sets.class_weights,
+                    gradients=False,
+                ),
+            )
+
+
+def _controls(net: nn.Module, x: Tensor, y: Tensor, seed: int) -> dict[str, DataFrame]:
+    """What removal by ``value`` and by ``area`` does where a random map says what goes: the same for all explanations
+    of a net."""
+    heat = removal.random_heat(x, seed)
+    return {"value": removal.by_value(net, x, y, heat), "area": removal.by_area(net, x, y, heat, seed=seed)}
 
 
 def _ranked(net: Net, x: Tensor, y: Tensor, heat: Tensor, control: DataFrame, seed: int) -> list[Row]:
@@ -220,10 +273,21 @@ def _lost(name: str, table: DataFrame, control: DataFrame) -> list[Row]:
     return rows + [(f"{row.metric}_{name}", row.percent, value) for row, value in pairs]
 
 
-def _labels(net: nn.Module, x: Tensor, y: Tensor, label: Label) -> Tensor:
+def _attributions(net: nn.Module, x: Tensor, y: Tensor, options: Explanation) -> Tensor:
+    """The raw attributions [M, ...], each of its image alone."""
+    size = at_once(x.device)
+    with fast():
+        return torch.cat([raw(net, *pair, options) for pair in zip(x.split(size), y.split(size), strict=True)])
+
+
+def _hits(predicted: Tensor, y: Tensor) -> float:
+    return 100 * float((predicted == y).double().mean())
+
+
+def _labels(label: Label, y: Tensor, predicted: Callable[[], Tensor]) -> Tensor:
     if label not in LABELS:
         raise ConfigError(f"unknown label {label!r}: {suggest(label, LABELS)}")
-    return y if label == "true" else predictions(net, x)
+    return y if label == "true" else predicted()
 
 
 def _device(net: nn.Module) -> torch.device:

@@ -14,14 +14,12 @@ from helpers.attribution.base import evaluating
 from helpers.config import ConfigError
 from helpers.self_explaining import explanations
 from helpers.self_explaining.critics import EPS, RHO, Reflection, members, nll, reflect
-from helpers.self_explaining.derivatives import fast
+from helpers.self_explaining.derivatives import at_once, fast
 from helpers.self_explaining.explanations import explain, post, raw
 from helpers.self_explaining.presets import Explanation
 
 Way = Literal["vjp", "jvp", "batches"]
 Gradients = tuple[Tensor, ...]
-
-IN_CACHE = 64  # images that go through the learner at a time on a CPU, so that their layers stay near it
 
 
 def feedback(
@@ -99,8 +97,8 @@ class _Part(NamedTuple):
 
     def explain(self, learner: nn.Module, options: Explanation, graph: bool) -> tuple[Tensor, Tensor]:
         """(A, E), as `explanations.explain` makes them."""
-        in_cache = IN_CACHE if self.x.device.type == "cpu" and self.members == 1 else len(self.x)
-        pieces = zip(self.x.split(in_cache), self.y.split(in_cache), strict=True)
+        size = at_once(self.x.device) if self.members == 1 else len(self.x)
+        pieces = zip(self.x.split(size), self.y.split(size), strict=True)
         with fast():
             a = torch.cat([raw(learner, x, y, options, graph=graph) for x, y in pieces])
             return a, post(a, options, self.x, batches=self.count)

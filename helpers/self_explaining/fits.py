@@ -6,6 +6,7 @@ cut off the same call takes up the rest, to the same bits; what is there is not 
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import re
 import time
@@ -257,7 +258,10 @@ def _run(fit: Fit, name: PhaseName, net: Net, data: Sets, folder: Path, progress
 
 
 def _watcher(fit: Fit, name: PhaseName, data: Sets, folder: Path) -> Watcher:
-    if fit.settings.logging_disabled:
+    if fit.settings.logging_disabled or fit.role == "encoder":
+        return Watcher()
+    if not importlib.util.find_spec("tensorboard"):
+        log.warning("without the package tensorboard, nothing but log.csv tells of the training")
         return Watcher()
     from helpers.self_explaining.monitor import Monitor  # TensorBoard, and what draws
 

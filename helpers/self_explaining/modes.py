@@ -19,7 +19,7 @@ import torch
 from helpers import artifacts, config, figures, runtime
 from helpers.config import ConfigError
 from helpers.self_explaining import evaluate as metrics
-from helpers.self_explaining import fits, models, removal, weights
+from helpers.self_explaining import fits, removal, weights
 from helpers.self_explaining.fits import Fit
 from helpers.self_explaining.models import Net
 from helpers.self_explaining.monitor import visible
@@ -123,20 +123,7 @@ def evaluate(study: SelfExplainingStudy) -> pd.DataFrame:
 
 
 def _evaluated(study: SelfExplainingStudy, net: Net, encoder: Net | None, data: Sets) -> list[dict[str, Any]]:
-    controls = metrics.control_tables(net, data.test_x, data.test_y, study.first_seed)
-    options = {
-        "norms": metrics.NORMS,
-        "batch": study.test_batch_size,
-        "seed": study.first_seed,
-        "critic": models.pair(study.model)[1],
-        "learning_rate_critic": study.learning_rate_critic,
-        "controls": controls,
-    }
-    return [
-        record
-        for label in metrics.LABELS
-        for record in metrics.evaluate(net, encoder, data, study.explanation, label=label, **options)
-    ]
+    return metrics.evaluate(net, encoder, data, study.explanation, seed=study.first_seed, **metrics.settings(study))
 
 
 def _data(study: SelfExplainingStudy, seed: int) -> Sets:

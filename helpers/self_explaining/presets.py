@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from helpers.config import Settings, Study
+from helpers.config import Settings, Several, Study
 
 Dataset = Literal[
     "mnist", "decoymnist", "decoymnist-unconf", "decoymnist-unconf-baseline",
@@ -23,7 +23,30 @@ TrainingMode = Literal[
 ]  # fmt: skip
 ExplanationMode = Literal["input_x_gradient", "integrated_gradient", "input_x_integrated_gradient", "gradcam", "input"]
 Norm = Literal["batch", "sample", "none"]
+Label = Literal["true", "predicted"]
 NEEDS_MODEL = ("pretrained", "finetuning", "test", "faithfulness", "save_expls")  # training modes that load --model_pt
+
+CONDITIONS = {
+    "clean": "{}",
+    "decoy": "decoy{}",
+    "decoy-unconf": "decoy{}-unconf",
+    "color": "color{}",
+    "color-unconf": "color{}-unconf",
+}
+"""What is learned from, as a data set's name of its source: ``-unconf`` has clean images, which the critic of a learner
+reads, and a baseline itself."""
+KINDS: Mapping[str, Mapping[str, Any]] = {
+    "cnn": {},  # the baseline: it classifies, for as many epochs as all phases of the others together
+    "lsx": {},
+    "lsx-batch": {"explanation_norm": "batch"},
+    "no-feedback": {"explanation_loss_weight": 0.0},  # a control: all phases, but the critic is not heard
+    "permuted": {"rand_critic": True},  # a control: it is heard, and has learned nothing
+}
+"""How is learned, by what it changes in the settings of the study."""
+PUBLISHED = (
+    "clean/cnn", "clean/lsx", "clean/lsx-batch", "clean/no-feedback", "decoy/cnn", "decoy/lsx", "decoy-unconf/cnn",
+    "decoy-unconf/lsx", "color/cnn", "color/lsx", "color-unconf/cnn", "color-unconf/lsx",
+)  # fmt: skip
 
 
 class Explanation(Settings):
@@ -63,13 +86,23 @@ class SelfExplainingStudy(Study):
             "dataset": "digits", "training_mode": "pretrain_and_joint_and_finetuning", "few_shot_train_percent": 0.2,
             "n_pretraining_epochs": 2, "n_epochs": 1, "n_finetuning_epochs": 1, "seeds": 1,
             "batch_size": 64, "batch_size_critic": 16, "n_critic_batches": 4,
+            "groups": ("clean/cnn", "clean/lsx", "decoy/cnn", "decoy/lsx"), "critics": 1, "evaluated_images": 100,
+        },
+        "reduced": {  # paper_fewshot in an hour and a half of two cores, for all groups and seeds
+            "training_mode": "pretrain_and_joint_and_finetuning", "few_shot_train_percent": 0.02,
+            "n_epochs": 2, "n_finetuning_epochs": 20,  # of 1000 and 10,000
+            "learning_rate": 0.3, "learning_rate_finetune": 0.05, "learning_rate_critic": 1.0,  # so that they suffice
+            "batch_size": 32, "batch_size_critic": 16, "n_critic_batches": 18,  # half the critic set
+            "classification_loss_weight": 1.0, "explanation_loss_weight": 10.0,
+            "explanation_loss_weight_finetune": 50.0, "explanation_norm": "sample",
+            "critics": 2, "evaluated_images": 500,
         },
     }  # fmt: skip
 
     of_this_run: ClassVar[frozenset[str]] = Study.of_this_run | {
         "preset", "data_dir", "verbose", "run_name", "logging_disabled", "log_interval", "log_interval_pretraining",
         "log_interval_critic", "log_interval_accuracy", "no_cuda", "model_pt", "vanilla_model_pt", "misc_model_pt",
-        "test_batch_size", "seeds", "chunk",
+        "test_batch_size", "seeds", "chunk", "workers",
     }  # fmt: skip
 
     training_mode: TrainingMode = Field("pretrain_and_joint", description="which phases are run")
@@ -124,6 +157,15 @@ class SelfExplainingStudy(Study):
     data_dir: str = Field("", description="folder of the data sets, if not SIGHTLINE_DATA")
     verbose: bool = Field(True, description="a progress bar with the time left")
     seeds: int = Field(5, ge=1, description="training seeds, from SEED upwards")
+
+    groups: Several[str] = Field(PUBLISHED, description="what is compared: a condition and a kind of learning each")
+    evaluated_labels: Several[Label] = Field(
+        ("true", "predicted"), description="labels whose explanations are measured"
+    )
+    evaluated_norms: Several[Norm] = Field(("batch", "sample"), description="norms under which they are")
+    evaluated_images: int | None = Field(None, ge=1, description="test images that pixels are removed from; None: all")
+    critics: int = Field(5, ge=1, description="fresh critics that a measurement is the mean of")
+    workers: int = Field(1, ge=1, description="fits side by side, each with its share of the cores")
 
     @property
     def first_seed(self) -> int:

@@ -21,6 +21,7 @@ from helpers import metrics, runtime
 from helpers.attribution.base import evaluating
 from helpers.config import ConfigError, suggest
 from helpers.metrics.base import checked, correlation, filled
+from helpers.self_explaining.derivatives import at_once, fast
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 PERCENTS = (1, 5, 10, 20, 50)
 METRICS = ("comprehensiveness", "sufficiency")  # without the relevant pixels; with them alone
 MARGIN = 1e-6  # what the original adds to the range of a map
-BATCH = 512
 
 Fill = Literal["median", "mean", "min", "zero"]
 FILLS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -51,7 +51,6 @@ def by_value(
     *,
     percents: Iterable[float] = PERCENTS,
     fill: Fill = "median",
-    batch: int = BATCH,
 ) -> DataFrame:
     """The accuracy after the original's removal, of images ``x`` [M, C, H, W] with labels ``y`` [M].
 
@@ -69,7 +68,7 @@ def by_value(
         thresholds = [1 - percent / 100 for percent in percents]
         return [s[rows] >= threshold for threshold in thresholds] + [s[rows] <= threshold for threshold in thresholds]
 
-    return _accuracies(net, x, y, masks, percents, fill, batch)
+    return _accuracies(net, x, y, masks, percents, fill)
 
 
 def by_area(
@@ -81,14 +80,13 @@ def by_area(
     percents: Iterable[float] = PERCENTS,
     fill: Fill = "median",
     seed: int = 0,
-    batch: int = BATCH,
 ) -> DataFrame:
     """As `by_value`, but the ``floor(k * H * W)`` highest pixels of each map are the relevant ones, whatever its shape.
 
     Equal pixels, as the zeros of a clipped map, are in an order drawn from the stream ``removal/ties`` of ``seed``.
     """
     percents = tuple(percents)
-    return _accuracies(net, x, y, _highest(ranks(x, heat, seed), percents), percents, fill, batch)
+    return _accuracies(net, x, y, _highest(ranks(x, heat, seed), percents), percents, fill)
 
 
 def random_heat(x: Tensor, seed: int) -> Tensor:
@@ -110,7 +108,6 @@ def by_rank(
     *,
     percents: Iterable[float] = PERCENTS,
     seed: int = 0,
-    batch: int = BATCH,
 ) -> DataFrame:
     """How far the probability of the predicted class falls, on average over images ``x`` [M, C, H, W], without the
     ``floor(k * H * W)`` highest pixels and with them alone, others being 0: the original's second version, its mode
@@ -121,7 +118,7 @@ def by_rank(
     """
     percents = tuple(percents)
     masks = _highest(ranks(x, heat, seed), percents)
-    probability, replaced = _probabilities(net, x, filled(x, 0.0), masks, batch)
+    probability, replaced = _probabilities(net, x, filled(x, 0.0), masks)
     return _table(percents, replaced, "fall", (probability[0] - probability[1:]).mean(1))
 
 
@@ -130,15 +127,13 @@ def falls(table: DataFrame) -> dict[str, float]:
     return {metric: round(float(table.fall[table.metric == metric].mean()), 4) for metric in METRICS}
 
 
-def faithfulness_correlation(
-    net: nn.Module, x: Tensor, heat: Tensor, *, pixels: int = 10, seed: int = 0, batch: int = BATCH
-) -> Tensor:
+def faithfulness_correlation(net: nn.Module, x: Tensor, heat: Tensor, *, pixels: int = 10, seed: int = 0) -> Tensor:
     """Pearson's correlation of the values of the highest ``pixels`` of a map and of how far the probability of the
     predicted class falls when each by itself is replaced by its image's mean: [M], NaN where either is constant.
     Higher is better."""
     rank = ranks(x, heat, seed)
     probability, _ = _probabilities(
-        net, x, filled(x, "mean"), lambda rows: [rank[rows] == place for place in range(pixels)], batch
+        net, x, filled(x, "mean"), lambda rows: [rank[rows] == place for place in range(pixels)]
     )
     values = checked(x, heat).flatten(1).gather(1, rank.flatten(1).argsort(1)[:, :pixels])
     return correlation(values, (probability[0] - probability[1:]).T)
@@ -169,24 +164,24 @@ def _highest(rank: Tensor, percents: tuple[float, ...]) -> Masks:
 
 
 def _accuracies(
-    net: nn.Module, x: Tensor, y: Tensor, masks: Masks, percents: tuple[float, ...], fill: Fill, batch: int
+    net: nn.Module, x: Tensor, y: Tensor, masks: Masks, percents: tuple[float, ...], fill: Fill
 ) -> DataFrame:
     if fill not in FILLS:
         raise ConfigError(f"unknown fill {fill!r}: {suggest(fill, FILLS)}")
     hits, replaced = _measured(
-        net, x, y, filled(x, FILLS[fill](x)), masks, lambda output, labels: output.argmax(1) == labels, batch
+        net, x, y, filled(x, FILLS[fill](x)), masks, lambda output, labels: output.argmax(1) == labels
     )
     return _table(percents, replaced, "accuracy", 100 * hits.mean(1))
 
 
-def _probabilities(net: nn.Module, x: Tensor, fill: Tensor, masks: Masks, batch: int) -> tuple[Tensor, Tensor]:
+def _probabilities(net: nn.Module, x: Tensor, fill: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
     """p of the class that is predicted for the whole image: of that [M], then in each of n ways, [1 + n, M] in all; and
     the shares of the pixels replaced."""
-    with torch.no_grad(), evaluating(net):
-        whole = torch.cat([net(images) for images in x.split(batch)])
+    with torch.no_grad(), fast(), evaluating(net):
+        whole = torch.cat([net(images) for images in x.split(at_once(x.device))])
     before, classes = whole.max(1)
     after, replaced = _measured(
-        net, x, classes, fill, masks, lambda output, labels: output.gather(1, labels[:, None])[:, 0].exp(), batch
+        net, x, classes, fill, masks, lambda output, labels: output.gather(1, labels[:, None])[:, 0].exp()
     )
     return torch.cat([before.exp().double().cpu()[None], after]), replaced
 
@@ -198,14 +193,13 @@ def _measured(
     fill: Tensor,
     masks: Masks,
     measure: Callable[[Tensor, Tensor], Tensor],
-    batch: int,
 ) -> tuple[Tensor, Tensor]:
     """``measure(output, labels)`` [n, M] for the images with ``fill`` in the place of pixels, in each of n ways; and
     the share of the pixels that were replaced [n]."""
-    values, replaced = [], []
-    with torch.no_grad(), evaluating(net):
-        for start in range(0, len(x), batch):
-            rows = slice(start, start + batch)
+    values, replaced, size = [], [], at_once(x.device)
+    with torch.no_grad(), fast(), evaluating(net):
+        for start in range(0, len(x), size):
+            rows = slice(start, start + size)
             wheres = masks(rows)
             replaced.append(torch.stack([where.sum() for where in wheres]))
             outputs = [net(torch.where(where[:, None].to(x.device), fill[rows], x[rows])) for where in wheres]

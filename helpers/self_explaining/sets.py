@@ -161,7 +161,7 @@ def class_weights(y: Tensor, n_classes: int, kind: str) -> Tensor | None:
 def _pictures(study: SelfExplainingStudy, seed: int) -> Pictures:
     """What ``study.dataset`` names, whole, 28 x 28, with its confounder."""
     confounder, source, _ = parts(study.dataset)
-    train, test = (_source(source, split, study.data_dir) for split in ("train", "test"))
+    train, test = (source_images(source, split, study.data_dir) for split in ("train", "test"))
     if confounder == "decoy":
         tested = decoys.paint(test, seed, test=True)
         painted = decoys.paint(train, seed, test=False).images
@@ -175,7 +175,7 @@ def _pictures(study: SelfExplainingStudy, seed: int) -> Pictures:
     return Pictures(train, test, clean=train)
 
 
-def _source(name: str, split: str, data_dir: str) -> Images:
+def source_images(name: str, split: str, data_dir: str) -> Images:
     """A split of one of `SOURCES`, its pixels as stored, or enlarged (bilinear) where they are fewer than 28 x 28."""
     images = load(SOURCES[name], split, SIDE, data_dir or None)
     preprocess, x = NORMALISATION.get(name, images.preprocess), images.x

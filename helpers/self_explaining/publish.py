@@ -1,0 +1,55 @@
+"""``python -m helpers.self_explaining.publish``: ship what was trained and measured in the working folder.
+
+Ships the records of all fits, the weights that the notebook and its explorer look into, and the key figure.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from helpers import artifacts, config, figures, runtime
+from helpers.self_explaining import examples, fits
+from helpers.self_explaining.presets import SelfExplainingStudy
+from helpers.self_explaining.study import STUDY, Member, Shelf, collect, members
+
+SHIPPED = (
+    "clean/cnn",
+    "clean/lsx",
+    "decoy/cnn",
+    "decoy/lsx",
+)  # groups of whose first seed the weights are: 2.4 MB each
+
+
+def publish(study: SelfExplainingStudy) -> list[str]:
+    """Make the working folder's records and first weights the shipped ones; returns the names of the records.
+
+    Both sets are assembled beside the old ones, checked (settings of ``study``, checksums of the weights), given their
+    manifests and only then moved into place. Raises `ArtifactError` for what is missing.
+    """
+    out = fits.working_folder(study)
+    source, study = Shelf(out), study.override({"retrain": False, "reevaluate": False, "out": str(out)})
+    records = collect(study)
+    with tempfile.TemporaryDirectory(dir=config.ROOT / "results", prefix=".new-") as temporary:
+        new = Shelf(Path(temporary))
+        for member in members(study):
+            artifacts.atomic_write(new.record_path(member), source.record_path(member).read_bytes())
+        for member in (Member(study, group, study.first_seed) for group in SHIPPED):
+            artifacts.atomic_write(new.weights_path(member), source.weights_path(member).read_bytes())
+        figures.save(examples.key_figure(study, records, new), new.results / "key_figure.png")
+        made = {"settings": study.provenance(), "environment": runtime.environment(), "data": study.dataset}
+        artifacts.write_manifest(new.weights, made)
+        weights = artifacts.sha256(new.weights / artifacts.MANIFEST)
+        artifacts.write_manifest(new.results, {"weights": weights, **made})
+        artifacts.replace_folder(new.weights, config.ROOT / "weights" / STUDY)
+        artifacts.replace_folder(new.results, config.ROOT / "results" / STUDY)
+    return [record["name"] for record in records]
+
+
+if __name__ == "__main__":
+    preset = SelfExplainingStudy().override({**SelfExplainingStudy.presets["reduced"], "preset": "reduced"})
+    try:
+        print("\n".join(publish(preset)))
+    except config.PlainError as error:
+        sys.exit(f"Sightline: {error}")
