@@ -13,9 +13,11 @@ from helpers.downloads import Patience
 ROUNDS = 5  # of a benchmark
 
 
-def pytest_collection_modifyitems(items):
-    """Cheap first, so that a simple mistake is seen in seconds."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)  # stable: files stay in their order
+def pytest_collection_modifyitems(config, items):
+    """Cheap first, so that a simple mistake is seen in seconds; where two share the work, the slow ones first, so that
+    none of them is left to one alone."""
+    shared = hasattr(config, "workerinput")
+    items.sort(key=lambda item: bool(item.get_closest_marker("slow")) != shared)  # stable: files stay in their order
 
 
 @pytest.fixture(scope="module")

@@ -229,9 +229,14 @@ def test_the_nets_at_hand_are_those_whose_weights_are_there(made):
         examples.nets(settings, Shelf(out / "nowhere"))
 
 
-def test_mnist_is_not_shown(monkeypatch):
-    assert len(examples.shown_images(tiny(dataset="mnist"))) == 500, "scikit-learn's"
-    assert examples.shown_sets(tiny(dataset="mnist"), "decoy").test_decoy is not None
+def test_of_mnist_scikit_learns_digits_are_shown_and_of_others_their_own():
+    shown = examples.demonstration(tiny(dataset="mnist", few_shot_train_percent=0.02, groups=("clean/lsx-batch",)))
+    assert (shown.dataset, shown.few_shot_train_percent, shown.seeds) == ("digits", 1.0, 1)
+    assert set(shown.groups) == set(GROUPS)
+    images = examples.shown_images(tiny(dataset="mnist"))
+    assert len(images) == 500 and images.x.shape[2:] == (28, 28)
+    assert len(examples.shown_sets(tiny(dataset="mnist")).y) == 1297
+    assert examples.demonstration(tiny()) == tiny()
 
 
 def test_the_first_of_each_class_come_first():
@@ -341,7 +346,7 @@ def test_figures_show_every_seed(made):
     (mean,) = (line for ax in curves.axes for line in ax.lines if line.get_gid() == "curve:sample:lsx")
     kept = [record["curves"]["sample"] for record in records if "clean/lsx/" in record["name"]]
     np.testing.assert_allclose(mean.get_ydata(), np.mean(kept, 0))
-    for figure in (shown, both, curves, pictures.removal(table), pictures.training(records),
+    for figure in (shown, both, curves, pictures.removal(table),
                    examples.key_figure(settings, records)):  # fmt: skip
         assert len(figures.png(figure)) > 5_000
 

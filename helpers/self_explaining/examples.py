@@ -13,38 +13,46 @@ from helpers.data.images import Images
 from helpers.self_explaining import figures
 from helpers.self_explaining.evaluate import explanations
 from helpers.self_explaining.models import Net
-from helpers.self_explaining.presets import CONDITIONS, KINDS, SelfExplainingStudy
+from helpers.self_explaining.presets import SelfExplainingStudy
 from helpers.self_explaining.sets import Sets, parts, sets, source_images
-from helpers.self_explaining.study import Member, Shelf, choose_shelf
+from helpers.self_explaining.study import Member, Shelf, choose_shelf, collect, known_groups
 
 SHOWN = 10  # images of the key figure
+SHOWN_GROUPS = ("clean/cnn", "clean/lsx", "decoy/cnn", "decoy/lsx")
 NAMES = {"clean": "clean digits", "decoy": "decoys"}
 """What the explorer calls what nets were trained on; other conditions go by their own names."""
 
 
+def demonstration(study: SelfExplainingStudy) -> SelfExplainingStudy:
+    """The study of what is shown: for one of MNIST, whose images may not be passed on, the same with clean digits and
+    decoys of scikit-learn, one seed; another one itself."""
+    if parts(study.dataset)[1] != "mnist":
+        return study
+    return study.override({"dataset": "digits", "few_shot_train_percent": 1.0, "groups": SHOWN_GROUPS, "seeds": 1})
+
+
 def shown_images(study: SelfExplainingStudy) -> Images:
-    """Test images that may be shown: the study's own, but for MNIST's scikit-learn's digits, which come with it: 8 x 8
-    pixels, enlarged, of other writers."""
-    source = parts(study.dataset)[1]
-    return source_images("digits" if source == "mnist" else source, "test", study.data_dir)
+    """Its test images: scikit-learn's are 8 x 8 pixels, enlarged."""
+    return source_images(parts(demonstration(study).dataset)[1], "test", study.data_dir)
 
 
-def shown_sets(study: SelfExplainingStudy, confounder: str = "") -> Sets:
-    """Those images as `sets.sets` has them, with a critic set; with a ``confounder`` ("decoy", "color") if asked."""
-    source = parts(study.dataset)[1]
-    dataset = confounder + ("digits" if source == "mnist" else source)
-    return sets(study.override({"dataset": dataset, "few_shot_train_percent": 1.0}), study.first_seed)
+def shown_sets(study: SelfExplainingStudy) -> Sets:
+    """The sets of its first seed."""
+    return sets(demonstration(study), study.first_seed)
 
 
 def nets(study: SelfExplainingStudy, shelf: Shelf | None = None) -> dict[str, dict[str, Net]]:
-    """By condition and kind, of the first seed, the nets whose weights are on the ``shelf`` (None: the study's). Raises
-    `ArtifactError` where there are none."""
-    shelf, found = shelf or choose_shelf(study), {}
-    for condition in CONDITIONS:
-        for kind in KINDS:
-            member = Member(study, f"{condition}/{kind}", study.first_seed)
-            if member.group in study.groups and shelf.weights_path(member).exists():
-                found.setdefault(condition, {})[kind] = shelf.net(member)
+    """Its networks of the first seed, by condition and kind: those whose weights are on the ``shelf`` (None: the one
+    that the study asks for, where missing ones are made if it does). Raises `ArtifactError` where there are none."""
+    shown, found = demonstration(study), {}
+    if shelf is None:
+        collect(shown)
+        shelf = choose_shelf(shown)
+    for group in sorted(shown.groups, key=known_groups().index):
+        member = Member(shown, group, shown.first_seed)
+        if shelf.weights_path(member).exists():
+            condition, kind = group.split("/")
+            found.setdefault(condition, {})[kind] = shelf.net(member)
     if not found:
         raise ArtifactError(f"no weights of these settings are in {shelf.weights}; RETRAIN=True makes them")
     return found

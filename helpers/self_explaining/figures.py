@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from helpers import figures as shared
@@ -71,7 +73,7 @@ def conditions(frame: pd.DataFrame, metric: str, norm: str = "sample", *, percen
     own = values(frame, metric, norm=norm)
     own = own[own.kind.isin(("cnn", "lsx"))]
     there = [name for name in CONDITION_NAMES if name in set(own.condition)]
-    figure = picture(1.2 + 1.5 * len(there), 3.2)
+    figure = picture(max(5.0, 1.2 + 1.5 * len(there)), 3.2)
     ax = figure.subplots()
     for place, condition in enumerate(there):
         of = own[own.condition == condition].pivot_table(index="seed", columns="kind", values="value")
@@ -83,7 +85,7 @@ def conditions(frame: pd.DataFrame, metric: str, norm: str = "sample", *, percen
             ax.plot([place + at - 0.09, place + at + 0.09], [of[kind].mean()] * 2, color=BLACK, lw=1.5)
     ax.set_xticks(range(len(there)), [CONDITION_NAMES[name] for name in there])
     ax.set_xlim(-0.6, len(there) - 0.4)
-    ax.set_ylabel(f"{METRICS[metric].text}{', %' if percent else ''}")
+    ax.set_ylabel(fill(f"{METRICS[metric].text}{', %' if percent else ''}", 24))
     ax.grid(axis="y")
     _legend(ax, [kind for kind in ("cnn", "lsx") if kind in set(own.kind)])
     return figure
@@ -172,30 +174,6 @@ def maps_in_a_batch(images: Tensor, norms: Mapping[str, Tensor]) -> Picture:
     return figure
 
 
-@style()
-def training(records: Sequence[dict[str, Any]], kinds: Sequence[str] = ("cnn", "lsx", "no-feedback")) -> Picture:
-    """The course of the clean condition's fits: classification loss, and what critics or targets lose, by epoch; a line
-    a seed, phases told apart by their background."""
-    figure = picture(10, 3.2)
-    axes = figure.subplots(1, 2)
-    chosen = [record for record in records if record["name"].split("/")[1] == "clean"]
-    shown = [kind for kind in kinds if _has(chosen, kind)]
-    for record in chosen:
-        kind = record["name"].split("/")[2]
-        if kind not in shown:
-            continue
-        history = pd.DataFrame(record["training"]["history"])
-        line = {"color": TINTS[kind], "lw": 1, "alpha": 0.8}
-        axes[0].plot(range(1, len(history) + 1), history.ClassificationLoss, gid=f"loss:{record['name']}", **line)
-        joint = history[history.phase == "joint"]
-        axes[1].plot(joint.epoch, joint.ExplanationLoss.astype(float), marker="o", ms=4, gid=f"critic:{record['name']}",
-                     **line)  # fmt: skip
-    axes[0].set(xlabel="epoch, all phases", ylabel="classification loss", yscale="log")
-    axes[1].set(xlabel="epoch of the joint phase", ylabel="critic's mean loss")
-    _legend(axes[0], shown)
-    return figure
-
-
 # ------------------------------------------------------------------------------------------------------- parts
 
 
@@ -212,6 +190,7 @@ def _curves(ax: Axes, records: Sequence[dict[str, Any]], norm: str, kinds: Seque
         ax.plot(steps, np.mean(found, 0), color=TINTS[kind], lw=2.2, gid=f"curve:{norm}:{kind}")
     ax.axhline(math.log(n_classes), color=GREY, lw=1, ls="--")
     ax.set(xlabel="critic batch", ylabel="critic's loss", ylim=(0, None))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(ax, kinds)
 
 

@@ -20,7 +20,7 @@ import torch
 
 from helpers import artifacts, config, runtime
 from helpers.config import ConfigError
-from helpers.self_explaining import evaluate, models, phases, steps, weights
+from helpers.self_explaining import evaluate, lsx, models, phases, steps, weights
 from helpers.self_explaining.models import Net
 from helpers.self_explaining.phases import Phase, PhaseName, Standing, Watcher
 from helpers.self_explaining.presets import NEEDS_MODEL, SelfExplainingStudy
@@ -182,8 +182,8 @@ def train(fit: Fit, out: Path, *, progress: bool = False, strict: bool = False) 
         if strict:
             torch.use_deterministic_algorithms(True)
         data = sets(study, fit.seed).to(where)
-        _describe(folder, fit)
-        net = _first(fit, data)
+        describe(folder, fit)
+        net = first_net(fit, data)
         for name in fit.phases:
             path = weights_path(out, fit, name)
             if path.exists():
@@ -191,7 +191,7 @@ def train(fit: Fit, out: Path, *, progress: bool = False, strict: bool = False) 
                 net.to(where)
             else:
                 net, standing = _run(fit, name, net, data, folder, progress)
-                facts = _keep(path, fit, name, net, data, standing)
+                facts = keep(path, fit, name, net, data, standing)
                 log.info("%s: %.0f s, test accuracy %.2f %%", FILES[name], facts["seconds"], facts["accuracy"])
             phases.checkpoint_path(folder, name).unlink(missing_ok=True)
     return facts
@@ -219,7 +219,7 @@ def phase_of(fit: Fit, name: PhaseName, data: Sets) -> Phase:
     return Phase(name, epochs, len(data.y), study.batch_size, rate, fit.stream, decay)
 
 
-def _first(fit: Fit, data: Sets) -> Net:
+def first_net(fit: Fit, data: Sets) -> Net:
     """The network that the first phase starts from: a fresh one, or that of `model_pt`."""
     study, net = fit.settings, initialise(fit, data)
     if study.training_mode not in NEEDS_MODEL:
@@ -242,16 +242,18 @@ def _run(fit: Fit, name: PhaseName, net: Net, data: Sets, folder: Path, progress
         if name == "pretrain":
             revise = steps.pretraining(net, optimizer, data)
         elif name == "joint":
-            revise = steps.joint_training(study, fit.stream, net, optimizer, data, watcher)
+            critique = lsx.critique(study, data, fit.stream)
+            revise = steps.joint_training(study, critique, net, optimizer, data, watcher)
         else:
-            revise = steps.finetuning(study, fit.stream, net, optimizer, data, teacher)
+            wanted = steps.targets(study, fit.stream, data, teacher)
+            revise = steps.finetuning(study, net, optimizer, data, wanted)
         return net, phases.run(
             phase,
             net,
             optimizer,
             revise,
             folder=folder,
-            facts=_identity(fit, name) | {"config": study.model_dump(mode="json")},
+            facts=identity(fit, name) | {"config": study.model_dump(mode="json")},
             watcher=watcher,
             progress=progress,
         )
@@ -274,23 +276,23 @@ def _watcher(fit: Fit, name: PhaseName, data: Sets, folder: Path) -> Watcher:
 def load(path: Path, fit: Fit, phase: PhaseName | None = None) -> tuple[Net, dict[str, Any]]:
     """(the network of ``fit`` after ``phase``, default: the last, in eval mode, the file's metadata). Raises
     `ArtifactError` for any other file, see `weights.load`."""
-    return weights.load(path, _identity(fit, phase or fit.phases[-1]))
+    return weights.load(path, identity(fit, phase or fit.phases[-1]))
 
 
-def _identity(fit: Fit, phase: PhaseName) -> dict[str, Any]:
+def identity(fit: Fit, phase: PhaseName) -> dict[str, Any]:
     """What tells the weights of ``fit`` after ``phase`` from all others."""
     return {"phase": phase, "role": fit.role, "seed": fit.seed, "settings": fit.digest(phase)}
 
 
-def _describe(folder: Path, fit: Fit) -> None:
+def describe(folder: Path, fit: Fit) -> None:
     """Write ``config.json``, once: the settings, and where and when the run was begun."""
     if not (folder / "config.json").exists():
-        facts = _identity(fit, fit.phases[-1]) | {"config": fit.settings.model_dump(mode="json")}
+        facts = identity(fit, fit.phases[-1]) | {"config": fit.settings.model_dump(mode="json")}
         started = {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "environment": runtime.environment()}
         artifacts.save_json(folder / "config.json", facts | started)
 
 
-def _keep(path: Path, fit: Fit, phase: PhaseName, net: Net, data: Sets, standing: Standing) -> dict[str, Any]:
+def keep(path: Path, fit: Fit, phase: PhaseName, net: Net, data: Sets, standing: Standing) -> dict[str, Any]:
     """Write the weights after ``phase`` and what is known of them; return that. ``accuracy`` is percent of all test
     images, ``losses`` are the means over the last epoch."""
     last = standing.history[-1] if standing.history else {}
@@ -306,4 +308,4 @@ def _keep(path: Path, fit: Fit, phase: PhaseName, net: Net, data: Sets, standing
         "threads": torch.get_num_threads(),
         "device": data.x.device.type,
     }
-    return weights.keep(path, net, data, facts | _identity(fit, phase))
+    return weights.keep(path, net, data, facts | identity(fit, phase))

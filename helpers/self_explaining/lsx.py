@@ -190,15 +190,24 @@ def finetune_loss(
     """``CE(f(x), y) + weight * MSE(wanted, E(x))``, the mean over pixels and images (spec 4.3, item 3), with its graph.
 
     ``wanted`` [B, C, H, W] are the rows of `targets`. ``weight`` = 0 is the plain loss: nothing is explained. Where the
-    explanation asks for the log-probabilities of x as they are, they serve both terms.
+    explanation asks for the log-probabilities of x as they are, they serve both terms. Of a `Together` there are
+    [S * B] rows, and losses have an axis [S]; it is not for integrated gradients, as `feedback` says.
     """
+    nets = members(learner)
     outputs: list[Tensor] = []
     if weight:
         with fast(), hooked([learner], lambda module, args, output: outputs.append(output)):
-            explanation = F.mse_loss(explain(learner, x, y, options, graph=True), wanted)
+            explanation = _mse(explain(learner, x, y, options, graph=True, batches=nets), wanted, nets)
     dropout = any(isinstance(module, nn.Dropout) for module in learner.modules())  # explanations do without
     shared = outputs and options.mode in ("input_x_gradient", "gradcam") and not dropout
-    classification = F.nll_loss(outputs[0] if shared else learner(x), y, class_weights)
+    classification = nll(outputs[0] if shared else learner(x), y, class_weights, nets)
     if not weight:
         return Losses(classification, classification, None)
     return Losses(classification + weight * explanation, classification, explanation)
+
+
+def _mse(maps: Tensor, wanted: Tensor, members: int) -> Tensor:
+    """The mean squared error, of several nets in one (`together`) that of each: [] or [members]."""
+    if members == 1:
+        return F.mse_loss(maps, wanted)
+    return (maps - wanted).square().reshape(members, -1).mean(1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -27,7 +27,7 @@ from helpers.self_explaining.weights import FORMAT
 PhaseName = Literal["pretrain", "joint", "finetune"]
 Revise = Callable[[Tensor, int], Mapping[str, Tensor]]
 """``revise(rows, step)``: one learner step on the images ``rows`` (int64 [B]), the ``step``-th (from 0) of the phase.
-Returns scalars by name, detached and left on their device."""
+Returns scalars by name, of S nets together [S], detached and left on their device."""
 
 CHECKPOINT_SECONDS = 30.0  # between two checkpoints, at least
 COLUMNS = ("phase", "epoch", "step", "ClassificationLoss", "ExplanationLoss", "TotalLoss", "LearningRate")
@@ -63,13 +63,18 @@ class Phase:
 @dataclass
 class Standing:
     """How far a phase has come: ``batch`` (from 0) of ``epoch`` (from 1) is next; ``sums`` of the values over the
-    epoch's batches so far; ``history``, a row of their means an epoch; ``seconds`` add up over resumed runs."""
+    epoch's batches so far; ``history``, a row of their means an epoch, of S nets together lists [S]; ``seconds`` add up
+    over resumed runs."""
 
     epoch: int = 1
     batch: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
+
+    def of(self, member: int, members: int) -> Standing:
+        """That of one of ``members`` nets that were trained together, with its share of the seconds."""
+        return Standing(self.epoch, self.batch, {}, _rows_of(self.history, member), self.seconds / members)
 
 
 class Watcher:
@@ -101,6 +106,7 @@ def run(
     revise: Revise,
     *,
     folder: Path | None = None,
+    logs: Sequence[Path] | None = None,
     facts: Mapping[str, Any] | None = None,
     watcher: Watcher | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
@@ -110,13 +116,14 @@ def run(
 
     ``folder`` gets ``<phase>_checkpoint.safetensors`` (epoch, weights, moments, losses, and ``facts``: settings, seed)
     at most every ``checkpoint_seconds`` between steps and at every epoch's end that comes so late; it stays there until
-    the caller has kept the weights. ``log.csv`` is written with it. Raises ``FloatingPointError`` when a loss is not
-    finite, and `ArtifactError` for a checkpoint that is damaged or of other settings.
+    the caller has kept the weights. ``log.csv`` is written with it, of nets together one into each of the folders
+    ``logs``. Raises ``FloatingPointError`` when a loss is not finite, and `ArtifactError` for a checkpoint that is
+    damaged or of other settings.
     """
     path, facts, watcher = folder and checkpoint_path(folder, phase.name), facts or {}, watcher or Watcher()
     where = next(net.parameters()).device
     standing = restore(path, phase, net, optimizer, facts) if path and path.exists() else Standing()
-    log = Log(folder, phase.name)
+    logs = [Log(one, phase.name) for one in logs or [folder]]
     started, saved = time.monotonic() - standing.seconds, time.monotonic()
     total, first = phase.epochs * phase.steps_per_epoch, _step(phase, standing)
     dropout = any(isinstance(module, nn.Dropout) for module in net.modules())
@@ -141,15 +148,15 @@ def run(
                     _means(standing, phase)  # raises, rather than keep what is lost
                     standing.seconds = time.monotonic() - started
                     save(path, phase, standing, net, optimizer, facts)
-                    log.write(standing.history)
+                    _write(logs, standing)
                     saved = time.monotonic()
             standing.history.append(_row(phase, standing, rate))
             watcher.epoch(_step(phase, standing) - 1, net, standing.history[-1])
-            bar.set_postfix({name: f"{value:.4g}" for name, value in _means(standing, phase).items()})
+            bar.set_postfix({name: f"{np.mean(value):.4g}" for name, value in _means(standing, phase).items()})
             standing.epoch, standing.batch, standing.sums = standing.epoch + 1, 0, {}
     standing.seconds = time.monotonic() - started
     watcher.end(total, net)
-    log.write(standing.history)
+    _write(logs, standing)
     return standing
 
 
@@ -163,11 +170,11 @@ def _draws(phase: Phase, step: int) -> AbstractContextManager[None]:
     return runtime.seeded(phase.seed, "dropout", phase.name, step)
 
 
-def _means(standing: Standing, phase: Phase) -> dict[str, float]:
+def _means(standing: Standing, phase: Phase) -> dict[str, float | list[float]]:
     """Of the values over the epoch's batches so far."""
-    means = {name: float(total) / standing.batch for name, total in standing.sums.items()}
+    means = {name: (np.array(total.tolist()) / standing.batch).tolist() for name, total in standing.sums.items()}
     for name, value in means.items():
-        if not math.isfinite(value):
+        if not np.isfinite(value).all():
             at = f"epoch {standing.epoch}, by step {standing.batch} of {phase.steps_per_epoch}"
             raise FloatingPointError(f"{name} is {value} in {phase.name}, {at}: lower the learning rate")
     return means
@@ -224,6 +231,17 @@ def restore(path: Path, phase: Phase, net: nn.Module, optimizer: Optimizer, fact
 
 
 # -------------------------------------------------------------------------------------------------------- log
+
+
+def _write(logs: Sequence[Log], standing: Standing) -> None:
+    """To the log of each net its own."""
+    for member, log in enumerate(logs):
+        log.write(_rows_of(standing.history, member))
+
+
+def _rows_of(history: Sequence[Mapping[str, Any]], member: int) -> list[dict[str, Any]]:
+    """The rows of one of several nets."""
+    return [{n: value[member] if isinstance(value, list) else value for n, value in row.items()} for row in history]
 
 
 class Log:

@@ -102,7 +102,7 @@ class SelfExplainingStudy(Study):
     of_this_run: ClassVar[frozenset[str]] = Study.of_this_run | {
         "preset", "data_dir", "verbose", "run_name", "logging_disabled", "log_interval", "log_interval_pretraining",
         "log_interval_critic", "log_interval_accuracy", "no_cuda", "model_pt", "vanilla_model_pt", "misc_model_pt",
-        "test_batch_size", "seeds", "chunk", "workers",
+        "test_batch_size", "seeds", "chunk", "workers", "together",
     }  # fmt: skip
 
     training_mode: TrainingMode = Field("pretrain_and_joint", description="which phases are run")
@@ -166,6 +166,7 @@ class SelfExplainingStudy(Study):
     evaluated_images: int | None = Field(None, ge=1, description="test images that pixels are removed from; None: all")
     critics: int = Field(5, ge=1, description="fresh critics that a measurement is the mean of")
     workers: int = Field(1, ge=1, description="fits side by side, each with its share of the cores")
+    together: int = Field(1, ge=1, description="seeds of a group trained at once, as one stack of nets, on one GPU")
 
     @property
     def first_seed(self) -> int:

@@ -14,12 +14,7 @@ from helpers.self_explaining import examples, fits
 from helpers.self_explaining.presets import SelfExplainingStudy
 from helpers.self_explaining.study import STUDY, Member, Shelf, collect, members
 
-SHIPPED = (
-    "clean/cnn",
-    "clean/lsx",
-    "decoy/cnn",
-    "decoy/lsx",
-)  # groups of whose first seed the weights are: 2.4 MB each
+SHIPPED = ("clean/cnn", "clean/lsx")  # of whose first seed the weights are, 2.4 MB each, beside those that are shown
 
 
 def publish(study: SelfExplainingStudy) -> list[str]:
@@ -30,13 +25,16 @@ def publish(study: SelfExplainingStudy) -> list[str]:
     """
     out = fits.working_folder(study)
     source, study = Shelf(out), study.override({"retrain": False, "reevaluate": False, "out": str(out)})
-    records = collect(study)
+    shown = examples.demonstration(study)
+    records, everyone = collect(study), dict.fromkeys([*members(study), *members(shown)])
+    collect(shown)
     with tempfile.TemporaryDirectory(dir=config.ROOT / "results", prefix=".new-") as temporary:
         new = Shelf(Path(temporary))
-        for member in members(study):
+        for member in everyone:
             artifacts.atomic_write(new.record_path(member), source.record_path(member).read_bytes())
-        for member in (Member(study, group, study.first_seed) for group in SHIPPED):
-            artifacts.atomic_write(new.weights_path(member), source.weights_path(member).read_bytes())
+        for member in (*(Member(study, group, study.first_seed) for group in SHIPPED), *members(shown)):
+            if member.seed == study.first_seed:
+                artifacts.atomic_write(new.weights_path(member), source.weights_path(member).read_bytes())
         figures.save(examples.key_figure(study, records, new), new.results / "key_figure.png")
         made = {"settings": study.provenance(), "environment": runtime.environment(), "data": study.dataset}
         artifacts.write_manifest(new.weights, made)
@@ -44,7 +42,7 @@ def publish(study: SelfExplainingStudy) -> list[str]:
         artifacts.write_manifest(new.results, {"weights": weights, **made})
         artifacts.replace_folder(new.weights, config.ROOT / "weights" / STUDY)
         artifacts.replace_folder(new.results, config.ROOT / "results" / STUDY)
-    return [record["name"] for record in records]
+    return [member.name for member in everyone]
 
 
 if __name__ == "__main__":

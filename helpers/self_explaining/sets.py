@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from helpers import runtime
@@ -18,6 +19,7 @@ from helpers.self_explaining.presets import SelfExplainingStudy
 
 SOURCES = {"mnist": "MNIST", "digits": "Digits", "fashionmnist": "FashionMNIST", "chestmnist": "ChestMNIST"}
 DIGITS = Preprocess(size=SIDE, mean=(0.1307,), std=(0.3081,))  # MNIST's mean and deviation
+MARGIN = 4  # pixels
 NORMALISATION = {"mnist": DIGITS, "digits": DIGITS}  # other data sets have their own
 
 log = logging.getLogger(__name__)
@@ -176,9 +178,11 @@ def _pictures(study: SelfExplainingStudy, seed: int) -> Pictures:
 
 
 def source_images(name: str, split: str, data_dir: str) -> Images:
-    """A split of one of `SOURCES`, its pixels as stored, or enlarged (bilinear) where they are fewer than 28 x 28."""
+    """A split of one of `SOURCES`, its pixels as stored, or where they are fewer than 28 x 28, enlarged (bilinear) to
+    20 x 20 with a margin around: so are MNIST's digits."""
     images = load(SOURCES[name], split, SIDE, data_dir or None)
     preprocess, x = NORMALISATION.get(name, images.preprocess), images.x
     if x.shape[2:] != (SIDE, SIDE):
-        x = preprocess.fit(preprocess.unit(x))
+        inner = preprocess.override({"size": SIDE - 2 * MARGIN})
+        x = F.pad(inner.fit(inner.unit(x)), [MARGIN] * 4)
     return replace(images, x=x, preprocess=preprocess)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,17 @@ from helpers.self_explaining import evaluate, fits, phases
 from helpers.self_explaining.fits import Fit
 from helpers.self_explaining.models import Net
 from helpers.self_explaining.presets import CONDITIONS, KINDS, SelfExplainingStudy
+from helpers.self_explaining.seeds import train_together
 from helpers.self_explaining.sets import parts, sets
 from helpers.self_explaining.weights import STUDY
 
 ENTRIES = {"name", "training", "measured", "curves", "computed_from"}  # of a record
 
 log = logging.getLogger(__name__)
+
+
+def known_groups() -> list[str]:
+    return [f"{condition}/{kind}" for condition in CONDITIONS for kind in KINDS]
 
 
 @dataclass(frozen=True)
@@ -45,9 +50,8 @@ class Member:
     seed: int
 
     def __post_init__(self) -> None:
-        known = [f"{condition}/{kind}" for condition in CONDITIONS for kind in KINDS]
-        if self.group not in known:
-            raise ConfigError(f"unknown group {self.group!r}: {suggest(self.group, known)}")
+        if self.group not in known_groups():
+            raise ConfigError(f"unknown group {self.group!r}: {suggest(self.group, known_groups())}")
 
     @property
     def source(self) -> str:
@@ -161,13 +165,19 @@ def members(study: SelfExplainingStudy) -> list[Member]:
 def collect(study: SelfExplainingStudy) -> list[dict[str, Any]]:
     """The records of all `members`. ``RETRAIN`` trains and measures what ``OUT`` does not hold yet; ``REEVALUATE``
     measures anew what there are weights of, and keeps the records of the others. Else all are read. Raises
-    `ArtifactError` for a record that is missing, damaged or stale."""
+    `ArtifactError` for a record that is missing, damaged or stale, and `ConfigError` for WORKERS beside TOGETHER."""
     shelf, wanted = choose_shelf(study), members(study)
     if study.reevaluate:
         shelf = _reevaluate(study, shelf, wanted)
     if study.retrain:
+        if study.together > 1 and study.workers > 1:
+            raise ConfigError(
+                f"TOGETHER = {study.together} is for one process, WORKERS = {study.workers} for several: set one to 1"
+            )
         artifacts.ensure_writable(fits.working_folder(study))
         missing = [member for member in wanted if shelf.record(member) is None]
+        if study.together > 1:
+            _train_stacks(study, shelf, missing)
         with workers.executor(study.workers) as executor:
             encoders = dict.fromkeys(member.encoder for member in missing)  # several members share one
             for done in [executor.submit(_train_encoder, encoder) for encoder in encoders]:
@@ -193,6 +203,19 @@ def run(member: Member) -> None:
         state = fits.load(fits.weights_path(out / "fits", member.fit), member.fit)[0].state_dict()
         artifacts.save_tensors(shelf.weights_path(member), artifacts.half_precision(state), facts)
     _keep(out, measure(member, shelf))
+
+
+def _train_stacks(study: SelfExplainingStudy, shelf: Shelf, missing: Sequence[Member]) -> None:
+    """Train what `run` will read of ``missing``: encoders, then fits, so many seeds of each together."""
+    wanted = [member.encoder for member in missing]
+    wanted += [member.fit for member in missing if not shelf.weights_path(member).exists()]
+    alike: dict[Fit, list[Fit]] = {}
+    for fit in dict.fromkeys(wanted):
+        alike.setdefault(replace(fit, seed=0), []).append(fit)
+    for seeds in alike.values():
+        for first in range(0, len(seeds), study.together):
+            stack = seeds[first : first + study.together]
+            train_together(stack, fits.working_folder(study) / "fits", progress=study.verbose)
 
 
 def measure(member: Member, shelf: Shelf) -> dict[str, Any]:
