@@ -233,7 +233,8 @@ CHANGED = {
 
 def test_the_digest_changes_with_every_setting_and_only_where_it_matters():
     known = {*OF_ALL, *(name for names in OF_PHASE.values() for name in names)}
-    elsewhere = STUDY.of_this_run | {"training_mode", "seed", "random_seed"}
+    measured = {"groups", "critics", "evaluated_labels", "evaluated_norms", "evaluated_images"}
+    elsewhere = STUDY.of_this_run | {"training_mode", "seed", "random_seed"} | measured
     assert known == set(CHANGED) == set(SelfExplainingStudy.model_fields) - elsewhere, "a new setting needs a case"
     digests = {name: Fit(study(**{name: value}), 0).digest() for name, value in CHANGED.items()}
     assert len({*digests.values(), Fit(STUDY, 0).digest()}) == len(CHANGED) + 1

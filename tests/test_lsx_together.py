@@ -140,6 +140,13 @@ def test_dropout_draws_other_masks_than_alone_but_the_same_ones_again(tmp_path):
 # --------------------------------------------------------------------------------------------- cut off, and finished
 
 
+def take(made, out, fit, phase):
+    """Put the weights after ``phase`` from the folder ``made`` into ``out``."""
+    path = fits.weights_path(out, fit, phase)
+    path.parent.mkdir()
+    path.write_bytes(fits.weights_path(made, fit, phase).read_bytes())
+
+
 class Cut(BaseException):
     """What a kill is to the loop."""
 
@@ -197,16 +204,15 @@ def test_finished_seeds_and_phases_are_left_out(made, tmp_path):
     """Seed 0 is there, and of seed 1 the first phase."""
     zero, one, two = batch()
     fits.train(zero, tmp_path)
-    path = fits.weights_path(tmp_path, one, "pretrain")
-    path.parent.mkdir()
-    path.write_bytes(fits.weights_path(made[0], one, "pretrain").read_bytes())
+    take(made[0], tmp_path, one, "pretrain")
+    phases.checkpoint_path(fits.run_folder(tmp_path, one), "joint").write_bytes(b"of a run alone")
     before, calls = fits.weights_path(tmp_path, zero).stat().st_mtime_ns, []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lsx, "joint_step", cut_in("joint_step", 0, calls))
         facts = train_together([zero, one, two], tmp_path)
     assert calls == [16, 9, 16, 9] + [32, 18, 32, 18], "one seed is pretrained, and both are explained"
     assert fits.weights_path(tmp_path, zero).stat().st_mtime_ns == before
-    assert [its["seed"] for its in facts] == [0, 1, 2]
+    assert [its["seed"] for its in facts] == [0, 1, 2] and not list(tmp_path.rglob("*checkpoint*"))
     for fit in (one, two):
         for name, value in state(made[0], fit).items():
             torch.testing.assert_close(state(tmp_path, fit)[name], value, rtol=1e-3, atol=1e-4)
@@ -215,11 +221,7 @@ def test_finished_seeds_and_phases_are_left_out(made, tmp_path):
 def test_a_seed_that_is_left_alone_is_trained_alone(made, tmp_path, monkeypatch):
     zero, one = batch(numbers=(0, 1))
     fits.train(one, tmp_path / "alone")
-    for fit, out in ((zero, made[0]), (one, None)):
-        if out:
-            path = fits.weights_path(tmp_path, fit)
-            path.parent.mkdir()
-            path.write_bytes(fits.weights_path(out, fit).read_bytes())
+    take(made[0], tmp_path, zero, "finetune")
     monkeypatch.setattr(seeds, "Together", None)
     train_together([zero, one], tmp_path)
     assert same(state(tmp_path, one), state(tmp_path / "alone", one))
@@ -288,16 +290,6 @@ def test_a_study_trains_its_seeds_together(tmp_path, monkeypatch):
     fits.train(member.fit, tmp_path / "alone")
     for name, value in state(tmp_path / "alone", member.fit).items():
         torch.testing.assert_close(state(tmp_path / "fits", member.fit)[name], value, rtol=1e-3, atol=1e-4)
-
-
-def test_a_study_trains_nothing_together_whose_weights_are_there(tmp_path, monkeypatch):
-    settings = study(**SMALL | {"groups": GROUPS[:1], "seeds": 2}, out=str(tmp_path), together=2, retrain=True)
-    records = collect(settings)
-    for member in members(settings):
-        Shelf(tmp_path).record_path(member).unlink()
-        fits.weights_path(tmp_path / "fits", member.fit)  # kept on the shelf, too
-    monkeypatch.setattr(phases, "run", None)
-    assert collect(settings) == records
 
 
 def test_workers_beside_seeds_together_are_refused(tmp_path):

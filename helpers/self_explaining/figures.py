@@ -34,7 +34,7 @@ def key(images: Tensor, maps: Mapping[str, Tensor], records: Iterable[dict[str, 
     """``images`` [n, H, W] in [0, 1] above their explanations ``maps`` [n, H, W] by kind, each with its own maximum;
     and what a critic makes of such maps: its learning curve in the clean condition, a thin line a seed."""
     records = list(records)
-    figure = picture(11, 1.15 * (1 + len(maps)) + 0.6)
+    figure = picture(11, 0.78 * (1 + len(maps)) + 0.5)
     left, right = figure.subfigures(1, 2, width_ratios=(2.1, 1))
     axes = left.subplots(1 + len(maps), len(images), squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05})
     for ax, image in zip(axes[0], images, strict=True):

@@ -13,7 +13,6 @@ Of a study's fits everything else (the weights after each phase, logs, TensorBoa
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -177,7 +176,7 @@ def collect(study: SelfExplainingStudy) -> list[dict[str, Any]]:
         artifacts.ensure_writable(fits.working_folder(study))
         missing = [member for member in wanted if shelf.record(member) is None]
         if study.together > 1:
-            _train_stacks(study, shelf, missing)
+            _train_stacks(study, missing)
         with workers.executor(study.workers) as executor:
             encoders = dict.fromkeys(member.encoder for member in missing)  # several members share one
             for done in [executor.submit(_train_encoder, encoder) for encoder in encoders]:
@@ -205,12 +204,10 @@ def run(member: Member) -> None:
     _keep(out, measure(member, shelf))
 
 
-def _train_stacks(study: SelfExplainingStudy, shelf: Shelf, missing: Sequence[Member]) -> None:
+def _train_stacks(study: SelfExplainingStudy, missing: Sequence[Member]) -> None:
     """Train what `run` will read of ``missing``: encoders, then fits, so many seeds of each together."""
-    wanted = [member.encoder for member in missing]
-    wanted += [member.fit for member in missing if not shelf.weights_path(member).exists()]
     alike: dict[Fit, list[Fit]] = {}
-    for fit in dict.fromkeys(wanted):
+    for fit in dict.fromkeys([member.encoder for member in missing] + [member.fit for member in missing]):
         alike.setdefault(replace(fit, seed=0), []).append(fit)
     for seeds in alike.values():
         for first in range(0, len(seeds), study.together):
@@ -272,19 +269,28 @@ def _reevaluate(study: SelfExplainingStudy, shelf: Shelf, wanted: Sequence[Membe
     ``reevaluated`` in the working folder."""
     out = fits.working_folder(study)
     artifacts.ensure_writable(out)
-    if shelf.shipped:
-        out = out / "reevaluated"
-        shutil.rmtree(out, ignore_errors=True)
+    out = out / "reevaluated" if shelf.shipped else out
     kept = 0
     for member in wanted:
         if shelf.weights_path(member).exists():
             _keep(out, measure(member, shelf))
-        elif record := shelf.record(member):
+        elif shelf.record_path(member).exists():
             kept += 1
-            _keep(out, record)
+            _keep(out, _as_it_is(member, shelf))
     if kept:
         log.warning("%d records were kept as they are: their weights are not there", kept)
     return Shelf(out)
+
+
+def _as_it_is(member: Member, shelf: Shelf) -> dict[str, Any]:
+    """The record of a fit whose weights are not on ``shelf``. Raises `ArtifactError` if it would have to be another."""
+    try:
+        return shelf.record(member)
+    except artifacts.ArtifactError as error:
+        raise artifacts.ArtifactError(
+            f"{error}. But the weights of {member.name} are not in {shelf.weights}: RETRAIN=True trains them, or take "
+            "GROUPS and SEEDS of which there are weights"
+        ) from None
 
 
 def _keep(out: Path, record: dict[str, Any]) -> None:
