@@ -219,12 +219,14 @@ def test_the_mass_on_a_decoy_is_its_share_of_the_map():
     assert decoy_mass(torch.zeros_like(heat), mask) == 0
 
 
-def test_no_result_depends_on_batches_nor_on_what_was_drawn_before(task):
+def test_no_result_depends_on_batches_nor_on_what_was_drawn_before(task, monkeypatch):
     net, x, y = task
     heat = (random_heat(x, 5) - 0.4).relu()
-    for how in (by_value, by_area):
-        assert how(net, x, y, heat, batch=7).equals(how(net, x, y, heat))
-    assert by_rank(net, x, heat, batch=7).fall.tolist() == pytest.approx(by_rank(net, x, heat).fall.tolist())
+    before = [how(net, x, y, heat) for how in (by_value, by_area)], by_rank(net, x, heat).fall.tolist()
+    monkeypatch.setattr(removal, "at_once", lambda where: 7)
+    for how, table in zip((by_value, by_area), before[0], strict=True):
+        assert how(net, x, y, heat).equals(table)
+    assert by_rank(net, x, heat).fall.tolist() == pytest.approx(before[1])
     torch.rand(1)
     assert torch.equal(random_heat(x, 0), random_heat(x, 0))
     assert net.training  # as it was

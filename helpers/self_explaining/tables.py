@@ -17,6 +17,8 @@ CRITICS = ("critic_loss", "critic_last_loss", "critic_accuracy_explanations", "c
            "critic_accuracy_test_images")  # fmt: skip
 FAITHFULNESS = ("comprehensiveness_value", "sufficiency_value", "comprehensiveness_area", "sufficiency_area",
                 "comprehensiveness_rank", "sufficiency_rank", "faithfulness_correlation")  # fmt: skip
+BY_ORDER = ("_area", "_rank", "_correlation")
+"""What ends the names of metrics that depend on the order of a map's pixels alone, which no norm changes much."""
 
 
 def values(frame: pd.DataFrame, metric: str, *, norm: str | None = None, label: str = "true") -> pd.DataFrame:
@@ -64,7 +66,9 @@ def by_kind(
     keys = ["metric", "norm", "label"] if len(labels) > 1 else ["metric", "norm"]
     table = own.groupby([*keys, "kind"], sort=False).value.agg(_text).unstack()
     table = table.reindex(columns=_there(KINDS, table.columns)).loc[[m for m in metrics if m in own.metric.values]]
-    table = table[~table.reset_index().drop(columns="norm").duplicated().values]
+    at = table.index.to_frame(index=False)
+    ordered = at.metric.str.endswith(BY_ORDER)
+    table = table[~(ordered & at.drop(columns="norm").duplicated()).values]
     arrow = {"higher": "↑", "lower": "↓"}
     names = {name: f"{METRICS[name].text} {arrow[METRICS[name].better]}" for name in metrics}
     return table.rename(index=names, columns=KIND_NAMES).fillna("")
