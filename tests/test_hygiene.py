@@ -1,6 +1,7 @@
 """What can be said of the tree and of the notebooks without a kernel: house rules that a reader or Colab relies on."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from helpers import __version__, report
+from helpers.artifacts import load_tensors
 from helpers.notebooks import list_notebooks, read, tagged
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +142,13 @@ def test_the_readme_table_is_up_to_date():
         [sys.executable, "-m", "helpers", "readme", "--check"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_shipped_weights_name_a_folder_of_the_machine_that_made_them():
+    shipped = [path for path in tracked() if path.suffix == ".safetensors"]
+    assert shipped
+    for path in shipped:
+        assert not ABSOLUTE.search(json.dumps(load_tensors(path)[1])), path
 
 
 def test_the_tree_is_small_and_holds_no_pickle():

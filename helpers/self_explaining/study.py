@@ -200,6 +200,7 @@ def run(member: Member) -> None:
     if not shelf.weights_path(member).exists():
         facts = fits.train(member.fit, out / "fits", progress=progress)
         state = fits.load(fits.weights_path(out / "fits", member.fit), member.fit)[0].state_dict()
+        facts = facts | {"config": member.fit.settings.provenance()}  # it may be shipped: no folder of this machine
         artifacts.save_tensors(shelf.weights_path(member), artifacts.half_precision(state), facts)
     _keep(out, measure(member, shelf))
 
