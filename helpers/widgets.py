@@ -44,7 +44,10 @@ STYLE = """<style>
 .sightline th { opacity: .72; white-space: nowrap }
 .sightline thead th { border-top: none }
 .sightline td { width: 46% }
+.sightline-svg { max-width: 100%; height: auto; display: block; font: 12px system-ui, sans-serif }
+.sightline-svg text { fill: currentColor }
 </style>"""
+LABELLED = {"description_width": "initial"}
 
 S = TypeVar("S", bound=Settings)
 
@@ -154,6 +157,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     top = "".join(f"<th>{cell}</th>" for cell in head)
     body = "".join(f"<tr><th>{name}</th>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>" for name, *cells in rows)
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def dropdown(name: str, options: Sequence[Any], width: str) -> ipywidgets.Dropdown:
+    """A list to choose from, its ``name`` on its left; options may be (text, value) pairs."""
+    return ipywidgets.Dropdown(description=name, options=options, layout={"width": width}, style=LABELLED)
+
+
+def button(text: str, tooltip: str, width: str) -> ipywidgets.Button:
+    return ipywidgets.Button(description=text, tooltip=tooltip, layout={"width": width, "padding": "0"})
 
 
 def set_options(control: Any, options: Sequence[Any], value: Any) -> None:

@@ -82,7 +82,7 @@ def test_a_graph_of_other_settings_or_weights_is_not_taken_for_ours(trained, mon
     other = Checkpoint(settings.override({"delta": 0.2}), checkpoint.shelf, 0)
     assert other.graph(3).selection["delta"] == 0.2  # discovered anew, in the working folder
     assert open_checkpoint(settings).graph(3) == stored
-    monkeypatch.setattr(Shelf, "_checked", lambda self, path: path)
+    monkeypatch.setattr(Shelf, "checked", lambda self, path: path)
     shipped = Shelf(checkpoint.shelf.results.parent)
     shipped.shipped = True
     with pytest.raises(artifacts.ArtifactError, match="LEARN_EXPLAINER=True"):

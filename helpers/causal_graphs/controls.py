@@ -25,8 +25,6 @@ FDR = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 1.0)
 RULES = {"as stored": "stored", "paired test and δ": "recommended", "z test (reference)": "reference"}
 WRAP = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "0 14px"}
 STYLE = """<style>
-.sightline-svg { max-width: 100%; height: auto; display: block; font: 12px system-ui, sans-serif }
-.sightline-svg text { fill: currentColor }
 .sightline-svg .number { font-size: 11px; paint-order: stroke; stroke-width: 3px;
   stroke: var(--jp-layout-color0, #fff) }
 .sightline .facts td { width: auto; white-space: nowrap }
@@ -118,13 +116,15 @@ class Controls:
 
     def _choices(self, explorer: Explorer) -> list[w.Widget]:
         bind, select, lab = explorer.bind, explorer.select, explorer.lab
-        self.checkpoint = bind(_dropdown("Checkpoint", lab.checkpoints, "230px"), lambda name: select(checkpoint=name))
+        self.checkpoint = bind(
+            widgets.dropdown("Checkpoint", lab.checkpoints, "230px"), lambda name: select(checkpoint=name)
+        )
         self.checkpoint.layout.display = "" if len(lab.checkpoints) > 1 else "none"
-        self.target = bind(_dropdown("Class", [], "200px"), lambda target: select(target=target))
-        self.beside = bind(_dropdown("beside", [("nothing", None)], "260px"), lambda key: select(beside=key))
+        self.target = bind(widgets.dropdown("Class", [], "200px"), lambda target: select(target=target))
+        self.beside = bind(widgets.dropdown("beside", [("nothing", None)], "260px"), lambda key: select(beside=key))
         for name in ("checkpoint", "target", "beside"):
             getattr(self, name).add_class(f"sightline-{name}")
-        self.rule = bind(_dropdown("Rule", list(RULES.items()), "220px"), lambda rule: select(rule=rule))
+        self.rule = bind(widgets.dropdown("Rule", list(RULES.items()), "220px"), lambda rule: select(rule=rule))
         self.delta = w.FloatSlider(
             min=0, max=0.5, step=0.005, readout_format=".1%", description="least effect δ", continuous_update=False
         )
@@ -142,17 +142,17 @@ class Controls:
 
     def _node_choices(self, explorer: Explorer) -> list[w.Widget]:
         bind, click, select = explorer.bind, explorer.bind_click, explorer.select
-        self.layer = bind(_dropdown("Nodes of", [], "230px"), lambda layer: select(layer=layer))
+        self.layer = bind(widgets.dropdown("Nodes of", [], "230px"), lambda layer: select(layer=layer))
         self.layer.add_class("sightline-layer")
-        self.node = bind(_dropdown("node", [], "230px"), lambda node: select(node=node))
-        stronger = click(_button("◀", "the next stronger node", "36px"), lambda: explorer.step(-1))
-        weaker = click(_button("▶", "the next weaker node", "36px"), lambda: explorer.step(1))
+        self.node = bind(widgets.dropdown("node", [], "230px"), lambda node: select(node=node))
+        stronger = click(widgets.button("◀", "the next stronger node", "36px"), lambda: explorer.step(-1))
+        weaker = click(widgets.button("▶", "the next weaker node", "36px"), lambda: explorer.step(1))
         self.image = w.IntSlider(min=0, max=1, description="image", continuous_update=False)
         self.image.layout = {"width": "330px"}
         self.image.style = {"description_width": "initial"}
         self.image.add_class("sightline-image")
         bind(self.image, lambda image: select(image=image))
-        self.buttons = [_button("", "", "72px") for _ in range(BUTTONS)]
+        self.buttons = [widgets.button("", "", "72px") for _ in range(BUTTONS)]
         for place, button in enumerate(self.buttons):
             click(button, lambda place=place: select(node=self._offered[place]))
         self._offered: list[int] = []
@@ -266,12 +266,3 @@ def shared(explorer: Explorer) -> str:
     if here.weights_hash != there.weights_hash:
         text += "<small>Two networks: the number of a node in one says nothing about the other.</small>"
     return text
-
-
-def _dropdown(name: str, options, width: str) -> w.Dropdown:
-    style = {"description_width": "initial"}
-    return w.Dropdown(description=name, options=options, layout={"width": width}, style=style)
-
-
-def _button(text: str, tooltip: str, width: str) -> w.Button:
-    return w.Button(description=text, tooltip=tooltip, layout={"width": width, "padding": "0"})

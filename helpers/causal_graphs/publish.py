@@ -7,14 +7,14 @@ weights and graphs are tens of megabytes, the parts and what is known of the wei
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from helpers import artifacts, config, figures, runtime
+from helpers import artifacts, figures, runtime
 from helpers.causal_graphs import parts, pictures
 from helpers.causal_graphs.presets import CausalGraphsStudy
-from helpers.causal_graphs.study import MODES, STUDY, Shelf, checkpoints, larger, working_folder
+from helpers.causal_graphs.study import MODES, Shelf, checkpoints, larger, working_folder
+from helpers.shelf import shipping
 
 
 def publish(study: CausalGraphsStudy) -> list[str]:
@@ -34,8 +34,8 @@ def publish(study: CausalGraphsStudy) -> list[str]:
     for checkpoint in planted:
         parts.repaired(checkpoint)
     large = _larger(study, source)
-    with tempfile.TemporaryDirectory(dir=config.ROOT / "results", prefix=".new-") as temporary:
-        new = Shelf(Path(temporary))
+    made = {"settings": study.provenance(), "environment": runtime.environment(), "data": study.dataset_name}
+    with shipping(Shelf, made) as new:
         for checkpoint in plain + planted:
             target = new.weights / f"{checkpoint.fit.name}.safetensors"
             artifacts.atomic_write(target, source.weights_path(checkpoint.fit).read_bytes())
@@ -43,12 +43,6 @@ def publish(study: CausalGraphsStudy) -> list[str]:
         for name, folder in large.items():
             shutil.copytree(folder, new.results / name, ignore=shutil.ignore_patterns(*MODES))
         figures.save(pictures.causal_graph(plain[0].graph(study.target_idx)), new.results / "key_figure.png")
-        made = {"settings": study.provenance(), "environment": runtime.environment(), "data": study.dataset_name}
-        artifacts.write_manifest(new.weights, made)
-        weights = artifacts.sha256(new.weights / artifacts.MANIFEST)
-        artifacts.write_manifest(new.results, {"weights": weights, **made})
-        artifacts.replace_folder(new.weights, config.ROOT / "weights" / STUDY)
-        artifacts.replace_folder(new.results, config.ROOT / "results" / STUDY)
     return [*(checkpoint.fit.name for checkpoint in plain + planted), *large]
 
 

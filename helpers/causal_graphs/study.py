@@ -32,6 +32,7 @@ from helpers.causal_graphs.network import Network
 from helpers.causal_graphs.presets import CausalGraphsStudy
 from helpers.data import images as data
 from helpers.data.images import Images
+from helpers.shelf import StudyShelf
 
 VERSION = 1  # of the experiments: raise it when what they compute changes
 MODES = ("recommended", "reference")  # folders of graphs
@@ -40,29 +41,21 @@ PLANTED_FROM = 3  # seeds of checkpoints with a shortcut: while the rules of rep
 log = logging.getLogger(__name__)
 
 
-class Shelf:
-    """Where weights and results lie: the shipped folders (checksums enforced), or a working folder."""
-
-    def __init__(self, out: Path | None = None):
-        self.shipped = out is None
-        self.weights = config.ROOT / "weights" / STUDY if out is None else out / "weights"
-        self.results = config.ROOT / "results" / STUDY if out is None else out / "results"
+class Shelf(StudyShelf):
+    study = STUDY
 
     def weights_path(self, fit: Fit) -> Path:
-        return self._checked(self.weights / f"{fit.name}.safetensors")
+        return self.checked(self.weights / f"{fit.name}.safetensors")
 
     def graph_path(self, fit: Fit, mode: str, target: int) -> Path:
-        return self._checked(self.results / fit.name / mode / f"class_{target}.json")
+        return self.checked(self.results / fit.name / mode / f"class_{target}.json")
 
     def facts_path(self, fit: Fit) -> Path:
         """What is known of weights that are not shipped."""
-        return self._checked(self.results / fit.name / "weights.json")
+        return self.checked(self.results / fit.name / "weights.json")
 
     def part_path(self, fit: Fit, name: str) -> Path:
-        return self._checked(self.results / fit.name / name)
-
-    def _checked(self, path: Path) -> Path:
-        return artifacts.check_file(path) if self.shipped and path.exists() else path
+        return self.checked(self.results / fit.name / name)
 
 
 def working_folder(study: CausalGraphsStudy) -> Path:

@@ -45,16 +45,16 @@ class Controls:
         bind, click, select = explorer.bind, explorer.bind_click, explorer.select
         fits = explorer.fits
         groups = [(fits.label(group), group) for group in fits.names]
-        self.group = bind(_dropdown("Group", groups, "212px"), lambda group: select(group=group))
+        self.group = bind(widgets.dropdown("Group", groups, "212px"), lambda group: select(group=group))
         self.group.add_class("sightline-group")
-        self.fit = bind(_dropdown("Fit", [], "150px"), lambda fit: select(fit=fit))
+        self.fit = bind(widgets.dropdown("Fit", [], "150px"), lambda fit: select(fit=fit))
         kinds = [("all images", "all"), ("with a target", "positive"), ("without", "negative")]
-        self.images = bind(_dropdown("Images", kinds, "190px"), lambda images: select(images=images))
+        self.images = bind(widgets.dropdown("Images", kinds, "190px"), lambda images: select(images=images))
         last = len(explorer.board.counts) - 1
         self.image = w.BoundedIntText(min=0, max=last, layout={"width": "80px"})
         bind(self.image, lambda image: select(image=image))
-        before = click(_button("◀", "the image before", "36px"), lambda: explorer.step(-1))
-        after = click(_button("▶", "the next image", "36px"), lambda: explorer.step(1))
+        before = click(widgets.button("◀", "the image before", "36px"), lambda: explorer.step(-1))
+        after = click(widgets.button("▶", "the next image", "36px"), lambda: explorer.step(1))
 
         self.mode = w.ToggleButtons(options=[("naive map", "naive"), ("thresholded", "thresholded")])
         self.mode.style = {"button_width": "96px"}
@@ -67,8 +67,8 @@ class Controls:
         self.threshold.add_class("sightline-threshold")
         bind(self.threshold, lambda value: select(threshold=min(max(value, THRESHOLDS[0]), THRESHOLDS[-1])))
         self.rules = {
-            "validation": _button("validation", "tuned on validation images: no test mask was seen", "126px"),
-            "oracle": _button("oracle", "the best on the test set, chosen with its masks", "126px"),
+            "validation": widgets.button("validation", "tuned on validation images: no test mask was seen", "126px"),
+            "oracle": widgets.button("oracle", "the best on the test set, chosen with its masks", "126px"),
         }
         for rule, button in self.rules.items():
             click(button, lambda rule=rule: select(threshold=rule))
@@ -97,7 +97,7 @@ class Controls:
     def _drawing_controls(self, explorer: Explorer) -> w.Widget:
         """The grid of cells, and what the chosen one shows."""
         bind, click, data = explorer.bind, explorer.bind_click, explorer.study.data
-        self.cells = [_button("", f"cell {index}", "40px") for index in range(data.n_blocks)]
+        self.cells = [widgets.button("", f"cell {index}", "40px") for index in range(data.n_blocks)]
         for index, button in enumerate(self.cells):
             button.layout.height, button.layout.margin = "40px", "0"
             click(button, lambda index=index: self._choose(explorer, index))
@@ -119,7 +119,9 @@ class Controls:
         bind(self.background, explorer.fill)
         self.moving = w.ToggleButton(description="move to …", tooltip="then choose the cell to exchange it with")
         self.moving.layout = {"width": "96px"}
-        self.undo = click(_button("test image", "back from the drawing to the test image", "96px"), explorer.reset)
+        self.undo = click(
+            widgets.button("test image", "back from the drawing to the test image", "96px"), explorer.reset
+        )
         self.hint = w.HTML()
         editor = w.VBox(
             [self.shape, self.side, self.shade, self.background, w.HBox([self.hollow, self.moving, self.undo])],
@@ -152,15 +154,6 @@ class Controls:
         self.undo.disabled = explorer.state.drawing is None
         unusual = explorer.board.unusual(drawing) if explorer.state.drawing else []
         self.hint.value = f"<small>No training image has {' or '.join(unusual)}.</small>" if unusual else ""
-
-
-def _dropdown(name: str, options: list, width: str) -> w.Dropdown:
-    style = {"description_width": "initial"}
-    return w.Dropdown(description=name, options=options, layout={"width": width}, style=style)
-
-
-def _button(text: str, tooltip: str, width: str) -> w.Button:
-    return w.Button(description=text, tooltip=tooltip, layout={"width": width, "padding": "0"})
 
 
 def _slider(name: str, low: int, high: int) -> w.IntSlider:

@@ -6,7 +6,6 @@ Ships the records of all fits, the weights of the first few, the table and the k
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from helpers.pinets import examples, fits, pictures
 from helpers.pinets.fits import Fit
 from helpers.pinets.presets import GROUPS, ToyShapesStudy
 from helpers.pinets.study import Shelf, checked, frame, working_folder
+from helpers.shelf import shipping
 
 SHIPPED_USUALLY = 5  # accepted fits a group whose weights are shipped, to keep the repository small
 SHIPPED = {"naive": 2, "ensemble": 1}
@@ -30,9 +30,8 @@ def publish(study: ToyShapesStudy) -> dict[str, int]:
     shelf = Shelf(out)
     _refuse_fewer_groups(study, shelf)
     counts: dict[str, int] = {}
-    (config.ROOT / "results").mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=config.ROOT / "results", prefix=".new-") as temporary:
-        new = Shelf(Path(temporary))
+    made = {"settings": study.provenance(), "environment": runtime.environment(), "data": study.data.digest()}
+    with shipping(Shelf, made | {"accepted": counts}) as new:
         for group in study.groups:
             records = [checked(record, study) for name in shelf.names(group) if (record := shelf.record(name))]
             accepted = [record for record in records if record["training"]["accepted"]]
@@ -46,12 +45,6 @@ def publish(study: ToyShapesStudy) -> dict[str, int]:
         table = frame(records_of(new, study))
         artifacts.atomic_write(new.results / "fits.csv", table.round(5).to_csv(index=False, lineterminator="\n"))
         figures.save(_key_figure(records_of(new, study), study, new), new.results / "key_figure.png")
-        made = {"settings": study.provenance(), "accepted": counts, "environment": runtime.environment()}
-        artifacts.write_manifest(new.weights, {"data": study.data.digest(), **made})
-        weights = artifacts.sha256(new.weights / artifacts.MANIFEST)
-        artifacts.write_manifest(new.results, {"data": study.data.digest(), "weights": weights, **made})
-        artifacts.replace_folder(new.weights, Shelf().weights)
-        artifacts.replace_folder(new.results, Shelf().results)
     return counts
 
 

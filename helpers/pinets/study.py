@@ -20,6 +20,7 @@ from helpers.pinets import evaluate, fits, together
 from helpers.pinets.fits import Fit
 from helpers.pinets.models import CNN, Ensemble, PiNet
 from helpers.pinets.presets import GROUPS, ToyShapesStudy
+from helpers.shelf import StudyShelf
 
 STUDY = "toyshapes"
 PARTS = {"group", "fit", "training", "test", "computed_from"}  # of a record
@@ -27,17 +28,11 @@ PARTS = {"group", "fit", "training", "test", "computed_from"}  # of a record
 log = logging.getLogger(__name__)
 
 
-class Shelf:
-    """Where a study's weights and records lie: the shipped folders (checksums enforced), or a working folder."""
-
-    def __init__(self, out: Path | None = None):
-        self.shipped = out is None
-        self.weights = config.ROOT / "weights" / STUDY if out is None else out / "weights"
-        self.results = config.ROOT / "results" / STUDY if out is None else out / "results"
+class Shelf(StudyShelf):
+    study = STUDY
 
     def weights_path(self, fit: Fit) -> Path:
-        path = self.weights / f"{fit.name}.safetensors"
-        return artifacts.check_file(path) if self.shipped and path.exists() else path
+        return self.checked(self.weights / f"{fit.name}.safetensors")
 
     def metadata(self, fit: Fit) -> dict[str, Any]:
         return artifacts.load_tensors(self.weights_path(fit))[1]

@@ -26,11 +26,8 @@ ZOOM = 8  # screen pixels a pixel, before the browser fits the picture into its 
 THUMBNAILS = 12  # images of the digit to choose from, around the one that is chosen
 COLOURS = (BLUE, RED, GREEN, PURPLE)  # of curves; names stand beside them
 OUTLINED = 'fill="currentColor" fill-opacity=".12" stroke="currentColor" stroke-width="1.2"'
-INITIAL = {"description_width": "initial"}
 WRAP = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "2px 14px"}
 STYLE = """<style>
-.sightline-svg { max-width: 100%; height: auto; display: block; font: 12px system-ui, sans-serif }
-.sightline-svg text { fill: currentColor }
 .sightline .sightline-thumbnail { height: 66px; line-height: 18px; padding: 44px 0 0; display: block; font-size: 11px;
   background-repeat: no-repeat; background-position: 50% 3px; background-size: 40px; image-rendering: pixelated }
 </style>"""
@@ -99,25 +96,25 @@ class Controls:
         digits = [(lab.images.classes[k], k) for k in lab.rows]
         squares = [("none", None), *((f"{d} (grey {Decoy(d, CORNERS[0]).grey})", d) for d in range(decoys.VALUES))]
         norms = [("own maximum", "sample"), ("batch maximum", "batch")]
-        self.trained = _dropdown("Trained on", lab.trained, "250px")
-        self.digit = _dropdown("Digit", digits, "130px")
-        self.decoy = _dropdown("Decoy of digit", squares, "210px")
-        self.corner = _dropdown("in the corner", CORNERS, "200px")
-        self.norm = _dropdown("Map divided by", norms, "260px")
-        self.label = _dropdown("Class explained", ["true", "predicted"], "210px")
-        self.image = w.IntText(description="Image", layout={"width": "120px"}, style=INITIAL)
+        self.trained = widgets.dropdown("Trained on", lab.trained, "250px")
+        self.digit = widgets.dropdown("Digit", digits, "130px")
+        self.decoy = widgets.dropdown("Decoy of digit", squares, "210px")
+        self.corner = widgets.dropdown("in the corner", CORNERS, "200px")
+        self.norm = widgets.dropdown("Map divided by", norms, "260px")
+        self.label = widgets.dropdown("Class explained", ["true", "predicted"], "210px")
+        self.image = w.IntText(description="Image", layout={"width": "120px"}, style=widgets.LABELLED)
         self.keep = w.ToggleButtons(options=[("removed", "without"), ("alone", "alone")])
         self.keep.style = {"button_width": "84px"}
         self.keep.tooltips = ["the image without the highest pixels of the map", "these pixels and nothing else"]
         self.percent = w.FloatSlider(
             min=0, max=100, step=0.5, description="Highest pixels, %", readout_format=".1f", continuous_update=False,
-            layout={"width": "420px"}, style=INITIAL,
+            layout={"width": "420px"}, style=widgets.LABELLED,
         )  # fmt: skip
         for name in ("trained", "digit", "decoy", "corner", "norm", "label", "image", "keep", "percent"):
             control = bind(getattr(self, name), lambda value, name=name: select(**{name: value}))
             control.add_class(f"sightline-{name}")
-        before = click(_button("◀", "the image before", "36px"), lambda: explorer.step(-1))
-        after = click(_button("▶", "the next image", "36px"), lambda: explorer.step(1))
+        before = click(widgets.button("◀", "the image before", "36px"), lambda: explorer.step(-1))
+        after = click(widgets.button("▶", "the next image", "36px"), lambda: explorer.step(1))
         self.place, self._offered = w.HTML(), ()
         self.thumbnails = [w.Button(layout={"width": "52px"}) for _ in range(THUMBNAILS)]
         for place, button in enumerate(self.thumbnails):
@@ -132,7 +129,7 @@ class Controls:
         ]
 
     def _critic(self, explorer: Explorer) -> list[w.Widget]:
-        self.ask = _button("Learn", "a fresh critic learns from the maps of each net, in seconds", "96px")
+        self.ask = widgets.button("Learn", "a fresh critic learns from the maps of each net, in seconds", "96px")
         explorer.bind_click(self.ask, lambda: self._learn(explorer))
         self.ask.add_class("sightline-ask")
         text = "How well can a fresh net learn the digits from these maps alone?"
@@ -199,14 +196,6 @@ def note(explorer: Explorer) -> str:
     text.append("Pixels that are removed are dark blue; the nets get the background there.")
     text += [] if state.decoy is None else ["The decoy is outlined."]
     return " ".join(text)
-
-
-def _dropdown(name: str, options: Sequence, width: str) -> w.Dropdown:
-    return w.Dropdown(description=name, options=options, layout={"width": width}, style=INITIAL)
-
-
-def _button(text: str, tooltip: str, width: str) -> w.Button:
-    return w.Button(description=text, tooltip=tooltip, layout={"width": width, "padding": "0"})
 
 
 def percent(share: float) -> str:

@@ -6,13 +6,12 @@ Ships the records of all fits, the weights that the notebook and its explorer lo
 from __future__ import annotations
 
 import sys
-import tempfile
-from pathlib import Path
 
 from helpers import artifacts, config, figures, runtime
 from helpers.self_explaining import examples, fits
 from helpers.self_explaining.presets import SelfExplainingStudy
-from helpers.self_explaining.study import STUDY, Member, Shelf, collect, members
+from helpers.self_explaining.study import Member, Shelf, collect, members
+from helpers.shelf import shipping
 
 SHIPPED = ("clean/cnn", "clean/lsx")  # of whose first seed the weights are, 2.4 MB each, beside those that are shown
 
@@ -28,20 +27,14 @@ def publish(study: SelfExplainingStudy) -> list[str]:
     shown = examples.demonstration(study)
     records, everyone = collect(study), dict.fromkeys([*members(study), *members(shown)])
     collect(shown)
-    with tempfile.TemporaryDirectory(dir=config.ROOT / "results", prefix=".new-") as temporary:
-        new = Shelf(Path(temporary))
+    made = {"settings": study.provenance(), "environment": runtime.environment(), "data": study.dataset}
+    with shipping(Shelf, made) as new:
         for member in everyone:
             artifacts.atomic_write(new.record_path(member), source.record_path(member).read_bytes())
         for member in (*(Member(study, group, study.first_seed) for group in SHIPPED), *members(shown)):
             if member.seed == study.first_seed:
                 artifacts.atomic_write(new.weights_path(member), source.weights_path(member).read_bytes())
         figures.save(examples.key_figure(study, records, new), new.results / "key_figure.png")
-        made = {"settings": study.provenance(), "environment": runtime.environment(), "data": study.dataset}
-        artifacts.write_manifest(new.weights, made)
-        weights = artifacts.sha256(new.weights / artifacts.MANIFEST)
-        artifacts.write_manifest(new.results, {"weights": weights, **made})
-        artifacts.replace_folder(new.weights, config.ROOT / "weights" / STUDY)
-        artifacts.replace_folder(new.results, config.ROOT / "results" / STUDY)
     return [member.name for member in everyone]
 
 

@@ -21,8 +21,9 @@ from typing import Any
 
 import pandas as pd
 
-from helpers import artifacts, config, workers
+from helpers import artifacts, config, records, workers
 from helpers.config import ConfigError, suggest
+from helpers.records import RecordShelf, columns, rounded
 from helpers.self_explaining import evaluate, fits, phases
 from helpers.self_explaining.fits import Fit
 from helpers.self_explaining.models import Net
@@ -30,8 +31,6 @@ from helpers.self_explaining.presets import CONDITIONS, KINDS, SelfExplainingStu
 from helpers.self_explaining.seeds import train_together
 from helpers.self_explaining.sets import parts, sets
 from helpers.self_explaining.weights import STUDY
-
-ENTRIES = {"name", "training", "measured", "curves", "computed_from"}  # of a record
 
 log = logging.getLogger(__name__)
 
@@ -99,60 +98,18 @@ class Member:
         }
 
 
-class Shelf:
-    """Where weights and records lie: the shipped folders (checksums enforced), or a working folder."""
-
-    def __init__(self, out: Path | None = None):
-        self.shipped = out is None
-        self.weights = config.ROOT / "weights" / STUDY if out is None else out / "weights"
-        self.results = config.ROOT / "results" / STUDY if out is None else out / "results"
-
-    def weights_path(self, member: Member) -> Path:
-        return self._checked(self.weights / f"{member.name}.safetensors")
-
-    def record_path(self, member: Member) -> Path:
-        return self._checked(self.results / f"{member.name}.json")
-
-    def record(self, member: Member) -> dict[str, Any] | None:
-        """What is known of ``member``, or None. Raises `ArtifactError` for what is damaged, of other settings, or of
-        other weights than those beside it."""
-        path = self.record_path(member)
-        if not path.exists():
-            return None
-        record = artifacts.load_json(path)
-        if not isinstance(record, dict) or set(record) != ENTRIES or record["name"] != member.name:
-            raise artifacts.ArtifactError(
-                f"{path} is not the record of {member.name}: it was edited or swapped; restore it, or delete it and "
-                "run again"
-            )
-        made, wanted = record["computed_from"], member.wanted()
-        if made["settings"] != wanted["settings"]:
-            raise artifacts.ArtifactError(
-                f"the results of {member.name} are of other training settings; RETRAIN=True with another OUT trains "
-                "with these, or take back the changes"
-            )
-        kept = self.weights_path(member)
-        same = not kept.exists() or artifacts.sha256(kept) == made["weights"]
-        if not same or {name: made[name] for name in wanted} != wanted:
-            raise artifacts.ArtifactError(
-                f"the results of {member.name} were measured in another way or of other weights; REEVALUATE=True "
-                "measures anew, or take back the changes"
-            )
-        return record
+class Shelf(RecordShelf):
+    study = STUDY
+    entries = frozenset({"name", "training", "measured", "curves", "computed_from"})
 
     def net(self, member: Member) -> Net:
         """The network, in eval mode. Raises `ArtifactError` if its weights are not here."""
         return fits.load(self.weights_path(member), member.fit)[0]
 
-    def _checked(self, path: Path) -> Path:
-        return artifacts.check_file(path) if self.shipped and path.exists() else path
-
 
 def choose_shelf(study: SelfExplainingStudy) -> Shelf:
     """The working folder when training, or when ``OUT`` names one that holds this study; else what is shipped."""
-    if study.retrain or (study.out and (Path(study.out) / "results").is_dir()):
-        return Shelf(fits.working_folder(study))
-    return Shelf()
+    return records.choose_shelf(Shelf, study, fits.working_folder(study))
 
 
 def members(study: SelfExplainingStudy) -> list[Member]:
@@ -167,7 +124,7 @@ def collect(study: SelfExplainingStudy) -> list[dict[str, Any]]:
     `ArtifactError` for a record that is missing, damaged or stale, and `ConfigError` for WORKERS beside TOGETHER."""
     shelf, wanted = choose_shelf(study), members(study)
     if study.reevaluate:
-        shelf = _reevaluate(study, shelf, wanted)
+        shelf = records.reevaluate(shelf, wanted, measure, fits.working_folder(study))
     if study.retrain:
         if study.together > 1 and study.workers > 1:
             raise ConfigError(
@@ -184,13 +141,7 @@ def collect(study: SelfExplainingStudy) -> list[dict[str, Any]]:
             for member, done in [(member, executor.submit(run, member)) for member in missing]:
                 done.result()
                 log.info("%s is done", member.name)
-    records = {member.name: shelf.record(member) for member in wanted}
-    if missing := [name for name, record in records.items() if record is None]:
-        raise artifacts.ArtifactError(
-            f"no results of {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''} are in {shelf.results}; "
-            "RETRAIN=True makes them"
-        )
-    return list(records.values())
+    return shelf.all_of(wanted)
 
 
 def run(member: Member) -> None:
@@ -202,7 +153,7 @@ def run(member: Member) -> None:
         state = fits.load(fits.weights_path(out / "fits", member.fit), member.fit)[0].state_dict()
         facts = facts | {"config": member.fit.settings.provenance()}  # it may be shipped: no folder of this machine
         artifacts.save_tensors(shelf.weights_path(member), artifacts.half_precision(state), facts)
-    _keep(out, measure(member, shelf))
+    shelf.keep(measure(member, shelf))
 
 
 def _train_stacks(study: SelfExplainingStudy, missing: Sequence[Member]) -> None:
@@ -224,7 +175,7 @@ def measure(member: Member, shelf: Shelf) -> dict[str, Any]:
     data = sets(member.fit.settings, member.seed)
     where = fits.device(study)
     net, encoder, asked = net.to(where), encoder.to(where), member.asked
-    records = evaluate.evaluate(net, encoder, data, study.explanation, seed=member.seed, **asked)
+    found = evaluate.evaluate(net, encoder, data, study.explanation, seed=member.seed, **asked)
     curves = {
         norm: evaluate.critic_curve(
             net, data.to(where), study.explanation.override({"norm": norm}), critic=asked["critic"],
@@ -232,12 +183,12 @@ def measure(member: Member, shelf: Shelf) -> dict[str, Any]:
         ).tolist()
         for norm in asked["norms"]
     }  # fmt: skip
-    log.info("%s: test accuracy %.2f %%", member.name, records[0]["value"])
+    log.info("%s: test accuracy %.2f %%", member.name, found[0]["value"])
     return {
         "name": member.name,
         "training": _course(member, out) or artifacts.load_json(shelf.record_path(member))["training"],
-        "measured": _columns(records),
-        "curves": {norm: [_rounded(loss) for loss in losses] for norm, losses in curves.items()},
+        "measured": columns(found),
+        "curves": {norm: [rounded(loss) for loss in losses] for norm, losses in curves.items()},
         "computed_from": member.wanted() | {"weights": artifacts.sha256(shelf.weights_path(member))},
     }
 
@@ -261,59 +212,17 @@ def _course(member: Member, out: Path) -> dict[str, Any] | None:
     told = ("accuracy", "losses", "seconds", "threads", "device", "clamped")
     return {
         "phases": {name: {fact: facts[fact] for fact in told} for name, facts in after.items()},
-        "history": _columns(phases.read_log(folder / "log.csv")),
+        "history": columns(phases.read_log(folder / "log.csv")),
     }
-
-
-def _reevaluate(study: SelfExplainingStudy, shelf: Shelf, wanted: Sequence[Member]) -> Shelf:
-    """A shelf with the records of all weights of ``shelf`` made anew: the same one, or where that is the shipped one,
-    ``reevaluated`` in the working folder."""
-    out = fits.working_folder(study)
-    artifacts.ensure_writable(out)
-    out = out / "reevaluated" if shelf.shipped else out
-    kept = 0
-    for member in wanted:
-        if shelf.weights_path(member).exists():
-            _keep(out, measure(member, shelf))
-        elif shelf.record_path(member).exists():
-            kept += 1
-            _keep(out, _as_it_is(member, shelf))
-    if kept:
-        log.warning("%d records were kept as they are: their weights are not there", kept)
-    return Shelf(out)
-
-
-def _as_it_is(member: Member, shelf: Shelf) -> dict[str, Any]:
-    """The record of a fit whose weights are not on ``shelf``. Raises `ArtifactError` if it would have to be another."""
-    try:
-        return shelf.record(member)
-    except artifacts.ArtifactError as error:
-        raise artifacts.ArtifactError(
-            f"{error}. But the weights of {member.name} are not in {shelf.weights}: RETRAIN=True trains them, or take "
-            "GROUPS and SEEDS of which there are weights"
-        ) from None
-
-
-def _keep(out: Path, record: dict[str, Any]) -> None:
-    artifacts.save_json(out / "results" / f"{record['name']}.json", record)
-
-
-def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    return {name: [_rounded(row[name]) for row in rows] for name in rows[0]}
-
-
-def _rounded(value: Any) -> Any:
-    """Six significant digits, as the tables of the other studies have them; null where there is no number."""
-    return None if value != value else float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 # ---------------------------------------------------------------------------------------------------- as tables
 
 
-def frame(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
+def frame(collected: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """Everything measured, a row a number: source, condition, kind, seed, metric, percent, norm, label, value."""
     tables = []
-    for record in records:
+    for record in collected:
         source, condition, kind, seed = record["name"].split("/")
         names = {"source": source, "condition": condition, "kind": kind, "seed": int(seed)}
         tables.append(pd.DataFrame(record["measured"]).assign(**names))
