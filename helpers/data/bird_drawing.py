@@ -14,7 +14,7 @@ from torch import Tensor
 
 from helpers import runtime
 from helpers.data import bird_parts
-from helpers.data.bird_layers import Layer, positions, project, window
+from helpers.data.bird_layers import Layer, chosen, project, window
 from helpers.data.bird_scenes import BEHIND, BRANCHES, PARTS, Scene
 
 LEAF_REACH, FRONT_REACH = 0.30, 0.35  # half the longest length of a leaf, in half sides
@@ -44,7 +44,7 @@ def _draw(scene: Scene, canvas: Tensor) -> None:
     if scene.backdrop is not None:
         canvas.copy_(scene.backdrop)
     else:
-        down = positions(scene).add(1).div(2)[None, None, :, None]
+        down = scene.places.add(1).div(2)[None, None, :, None]
         top, bottom = scene.sky[:, 0, :, None, None], scene.sky[:, 1, :, None, None]
         canvas.copy_(top + (bottom - top) * down)
     if scene.backdrop is None and not scene.clear:
@@ -90,7 +90,7 @@ def _branch(scene: Scene, index: int, canvas: Tensor) -> None:
     x, y, cos, sin, _, width, soft = scene.piece[:, index].unbind(1)
     soft = _softness(scene, soft)
     across = torch.stack([-sin, cos, sin * x - cos * y], 1)[..., None, None] / soft[:, None]
-    distance = across[:, 0] * positions(scene) + (across[:, 1] * positions(scene)[:, None] + across[:, 2])
+    distance = across[:, 0] * scene.places + (across[:, 1] * scene.places[:, None] + across[:, 2])
     cover = distance.abs_().sub_(width[:, None, None] / soft).neg_().add_(0.5).clamp_(0, 1)
     canvas.lerp_(scene.piece_colour[:, index, :, None, None], cover[:, None])
 
@@ -98,7 +98,7 @@ def _branch(scene: Scene, index: int, canvas: Tensor) -> None:
 def _leaf(scene: Scene, index: int, reach: float) -> Layer:
     """A leaf, if shown, is what two equal discs share."""
     birds = scene.piece_shown[:, index].nonzero()[:, 0]
-    x, y, cos, sin, length, width, soft = scene.piece[birds, index].unbind(1)
+    x, y, cos, sin, length, width, soft = chosen(scene.piece[:, index], birds).unbind(1)
     at = window(scene, birds, torch.stack([x, y], 1), reach)
     u = project(at, torch.stack([cos, sin, -(cos * x + sin * y)], 1))
     v = project(at, torch.stack([-sin, cos, sin * x - cos * y], 1)).abs_()
@@ -106,7 +106,7 @@ def _leaf(scene: Scene, index: int, reach: float) -> Layer:
     distance = (v + (radius - width[:, None, None])).square_().add_(u.square_()).sqrt_().sub_(radius)
     cover = distance.div_(soft).neg_().add_(0.5).clamp_(0, 1)
     shade = v.div_(soft).clamp_(max=1).mul_(MIDRIB).add_(1 - MIDRIB)
-    return Layer(None, at, cover, shade, scene.piece_colour[birds, index])
+    return Layer(None, at, cover, shade, chosen(scene.piece_colour[:, index], birds))
 
 
 def _softness(scene: Scene, soft: Tensor) -> Tensor:
@@ -129,10 +129,10 @@ def _noise(scene: Scene) -> Tensor:
     """Each image's own stretch of the bank: drawing new numbers would take as long as drawing the bird."""
     n = 3 * scene.size**2
     start = (scene.noise_at * (NOISE_BANK - n)).long()
-    stretches = _noise_bank(scene.scale.device).unfold(0, n, 1)
-    return stretches.index_select(0, start).view(-1, 3, scene.size, scene.size).mul_(scene.noise)
+    stretches = _noise_bank(scene.noise, scene.scale.device).unfold(0, n, 1)
+    return stretches.index_select(0, start).view(-1, 3, scene.size, scene.size)
 
 
 @lru_cache(maxsize=2)
-def _noise_bank(device: torch.device) -> Tensor:
-    return torch.randn(NOISE_BANK, generator=runtime.generator(0, "toybirds", "noise")).to(device)
+def _noise_bank(deviation: float, device: torch.device) -> Tensor:
+    return torch.randn(NOISE_BANK, generator=runtime.generator(0, "toybirds", "noise")).mul_(deviation).to(device)

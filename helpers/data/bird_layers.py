@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from helpers.data.bird_scenes import Scene
@@ -62,24 +61,24 @@ class Layer:
 
 
 def window(scene: Scene, birds: Tensor, centre: Tensor, reach: float) -> Window:
-    """The window around ``centre`` [n, 2] that holds whatever lies no further than ``reach``, both in half sides."""
+    """The windows of ``birds`` [n] around ``centre`` [n, 2] that hold whatever lies within ``reach`` of it, in half
+    sides both."""
     side = min(scene.size, math.ceil(reach * scene.size) + 3)
-    left, top = ((centre + 1) * (scene.size / 2) - side / 2).floor().long().clamp_(0, scene.size - side).unbind(1)
-    within, places = torch.arange(side, device=birds.device), positions(scene)
-    x, y = places[left[:, None] + within][:, None, :], places[top[:, None] + within][:, :, None]
-    scale = scene.unit[birds]
-    light = (y - scene.shift[birds, 1, None, None]) * (-LIGHT / scale[:, None, None]) + 1
-    return Window(birds, top, left, side, x, y, scene.to_bird[birds], scale * (scene.size / 2), light)
+    corner = ((centre + 1) * (scene.size / 2) - side / 2).floor_().long().clamp_(0, scene.size - side)
+    x, y = scene.places.unfold(0, side, 1)[corner].unbind(1)
+    y = y[:, :, None]
+    unit, height, to_bird = (chosen(v, birds) for v in (scene.unit, scene.shift[:, 1], scene.to_bird))
+    light = (y - height[:, None, None]) * (-LIGHT / unit[:, None, None]) + 1
+    return Window(birds, corner[:, 1], corner[:, 0], side, x[:, None], y, to_bird, unit * (scene.size / 2), light)
 
 
-def positions(scene: Scene) -> Tensor:
-    """[size]: the centres of a row's pixels, in half sides from the middle."""
-    return (torch.arange(scene.size, device=scene.scale.device) * 2 + (1 - scene.size)) / scene.size
+def chosen(value: Tensor, birds: Tensor) -> Tensor:
+    """``value[birds]`` for ascending ``birds``: looking up all of them would only cost time."""
+    return value if len(birds) == len(value) else value[birds]
 
 
-def project(at: Window, axis: Tensor, offset: Tensor | float = 0.0) -> Tensor:
-    """a x + b y + c - offset at each pixel, for ``axis`` (a, b, c) [n, 3] or [n, F, 3]: [n, side, side] or [n, F, side,
-    side]."""
-    a, b, c = axis[..., 0, None, None], axis[..., 1, None, None], (axis[..., 2] - offset)[..., None, None]
+def project(at: Window, axis: Tensor) -> Tensor:
+    """a x + b y + c at each pixel [n, side, side] for ``axis`` (a, b, c) [n, 3]; there may be F axes, [n, F, 3]."""
+    a, b, c = axis[..., None, None].unbind(-3)
     x, y = (at.x, at.y) if axis.ndim == 2 else (at.x[:, None], at.y[:, None])
     return x * a + (y * b + c)

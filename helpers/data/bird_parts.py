@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from helpers.data.bird_layers import Layer, Window, project, window
+from helpers.data.bird_layers import Layer, Window, chosen, project, window
 from helpers.data.bird_scenes import COLOURS, SHAPES, Scene
 
 INK, WHITE = (0.13, 0.12, 0.16), (1.0, 1.0, 1.0)
@@ -66,6 +66,8 @@ BARS = (0.115, 0.026, 0.9)  # period along the wing, half width, bend
 SPOTS = (0.105, 0.036)  # period both ways, radius
 PATTERN_INSET = 0.022  # of a pattern within its wing
 
+
+Number = float | Tensor
 
 
 def layers(scene: Scene) -> Iterator[Layer]:
@@ -127,9 +129,9 @@ def _feathers(scene: Scene, part: str) -> list[Layer]:
     table, centre, reach = feather_table(part)
     birds = _those(scene.shape(part) != NO_SHAPE.get(part, -1))
     at = _around(scene, birds, *centre, reach)
-    x, y, cos, sin, *form = table.to(birds.device)[scene.shape(part)[birds]].unbind(-1)  # [n, feathers] each
+    x, y, cos, sin, *form = table.to(birds.device)[chosen(scene.shape(part), birds)].unbind(-1)  # [n, feathers] each
     distance = feather(*_local(at, x, y, cos, sin), *(value[..., None, None] for value in form)).amin(1)
-    return _layer(part, at, distance, scene.colour(part)[birds])
+    return _layer(part, at, distance, chosen(scene.colour(part), birds))
 
 
 def _body(scene: Scene, part: str) -> list[Layer]:
@@ -192,19 +194,20 @@ def _layer(part: str, at: Window, distance: Tensor, colour: Tensor, outlined: bo
 
 
 def _around(scene: Scene, birds: Tensor, x: float, y: float, reach: float) -> Window:
-    return window(scene, birds, scene.in_image(x, y)[birds], reach * scene.largest)
+    return window(scene, birds, chosen(scene.in_image(x, y), birds), reach * scene.largest)
 
 
-def _local(at: Window, x, y, cos, sin) -> tuple[Tensor, Tensor]:
+def _local(at: Window, x: Number, y: Number, cos: Number, sin: Number) -> tuple[Tensor, Tensor]:
     """The window's pixels along a shape and across it, in the bird's unit: [n, side, side], or [n, F, side, side] where
     the shapes' places x, y and directions cos, sin are [n, F]."""
-    x, y, cos, sin = (torch.as_tensor(value, dtype=at.x.dtype, device=at.x.device) for value in (x, y, cos, sin))
-    ahead, down = at.to_bird[:, 0], at.to_bird[:, 1]
-    if x.ndim:
+    ahead, down = at.to_bird.unbind(1)
+    if isinstance(cos, Tensor):
         ahead, down = ahead[:, None], down[:, None]
-    along = cos[..., None] * ahead + sin[..., None] * down
-    across = cos[..., None] * down - sin[..., None] * ahead
-    return project(at, along, cos * x + sin * y), project(at, across, cos * y - sin * x)
+        x, y, cos, sin = (value[..., None] for value in (x, y, cos, sin))
+    along, across = ahead * cos + down * sin, down * cos - ahead * sin
+    along[..., 2:] -= cos * x + sin * y
+    across[..., 2:] -= cos * y - sin * x
+    return project(at, along), project(at, across)
 
 
 def _placed(shape: tuple[float, ...]) -> tuple[float, float, float, float]:

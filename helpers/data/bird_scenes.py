@@ -37,7 +37,6 @@ COLOURS = {
 }  # fmt: skip
 """The palette: red, green and blue in [0, 1]."""
 
-
 SCALES = (0.75, 1.1)
 UNIT = 1.1  # half sides that a bird of scale 1 takes for its unit
 ROTATION = 20  # degrees, either way
@@ -55,10 +54,11 @@ SKIES = (  # at the top, at the bottom
     ((0.70, 0.74, 0.88), (0.95, 0.93, 0.96)),
 )  # fmt: skip
 DUSK = ((0.93, 0.55, 0.42), (0.99, 0.85, 0.62))  # the background that is planted as a cue
-GOLDEN = 0x9E3779B97F4A7C15  # the step of SplitMix64
-
 LEAVES = ((0.36, 0.53, 0.33), (0.52, 0.64, 0.36), (0.27, 0.44, 0.38))
 BARKS = ((0.45, 0.35, 0.29), (0.56, 0.46, 0.38))
+
+GOLDEN = 0x9E3779B97F4A7C15  # the step of SplitMix64
+Cue = tuple[int, str, float] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +119,12 @@ class Scene:
         }
         return replace(self, **taken, sky=other.sky, clear=other.clear, backdrop=other.backdrop)
 
-    @property
+    @cached_property
+    def places(self) -> Tensor:
+        """[size]: the centres of a row's pixels, in half sides from the middle."""
+        return (torch.arange(self.size, device=self.scale.device) * 2 + (1 - self.size)) / self.size
+
+    @cached_property
     def unit(self) -> Tensor:
         """The bird's unit in half sides [B]."""
         return self.scale * UNIT
@@ -201,9 +206,6 @@ def sample(
     return Scene(**floats, size=size, noise=noise)
 
 
-Cue = tuple[int, str, float] | None
-
-
 class Counter:
     """Random numbers by counting: ``Counter(seed, indices)(name)`` is one number in [0, 1) a bird, a hash of seed, name
     and index (SplitMix64; Steele, Lea and Flood, OOPSLA 2014)."""
@@ -225,6 +227,7 @@ class Counter:
 
 
 def mixed(z: np.ndarray) -> np.ndarray:
+    """SplitMix64's output for a state: uint64 of the same shape."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))

@@ -97,8 +97,8 @@ class Birds:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One of `Birds`: ``image`` [3, H, W], ``label``, ``centres`` [P, 2], ``visible`` [P], ``masks`` [P, H, W]; ``bird``
-    is what `render` takes."""
+    """One of `Birds`: ``image`` [3, H, W], ``label``, ``centres`` [P, 2], ``visible`` [P], ``masks`` [P, H, W]; and
+    ``bird``, which `render` takes."""
 
     image: Tensor
     label: int
