@@ -1,12 +1,17 @@
-"""Zip and tar files unpacked safely: nothing lands outside the folder, and nothing half-unpacked keeps its name."""
+"""Zip and tar files unpacked safely: nothing lands outside the folder, and nothing half-unpacked keeps its name.
+
+Or not unpacked at all: `open_member` reads one file of a zip where it lies.
+"""
 
 from __future__ import annotations
 
+import io
 import shutil
 import stat
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path, PureWindowsPath
 from typing import IO
 
@@ -65,3 +70,14 @@ def inside(folder: Path, name: str) -> Path:
     if path.drive or path.root or ".." in path.parts:
         raise ArchiveError(f"{name!r} would lie outside its folder")
     return folder.joinpath(*path.parts)
+
+
+def open_member(item: tuple[Path, str]) -> IO[bytes]:
+    """One file of a zip, by (the zip, its name there). Raises as `zipfile` does, KeyError if there is no such name."""
+    path, name = item
+    return io.BytesIO(_zipped(path, path.stat().st_mtime_ns).read(name))
+
+
+@lru_cache(maxsize=64)
+def _zipped(path: Path, version: int) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)

@@ -189,6 +189,12 @@ def test_what_is_not_cifar10s_binary_version_is_refused(tmp_path, small_cifar10)
         load("CIFAR10")
 
 
+def test_a_folder_that_is_there_is_never_replaced(small_cifar10, tmp_path):
+    (tmp_path / "CIFAR10").mkdir()
+    with pytest.raises(DownloadError, match="CIFAR10 is there, but is not what it should be: delete or move it"):
+        load("CIFAR10")
+
+
 def test_without_a_network_cifar10_says_what_to_do(elsewhere):
     with pytest.raises(DownloadError, match=r"binary.tar.gz: no route(.|\n)*by hand: (.|\n)*without a download"):
         load("CIFAR10")

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helpers.archives import ArchiveError, unpack
 from helpers.config import data_config
-from helpers.data.images import HINT, Images, check_split, data_root, preprocess_of
-from helpers.downloads import DownloadError, Source, fetch
+from helpers.data import files
+from helpers.data.images import Images, check_split, data_root, preprocess_of
+from helpers.downloads import DownloadError, Source
 
 SIDE = 32
 RECORD = 1 + 3 * SIDE * SIDE  # bytes: the label, then the red, green and blue planes
@@ -30,7 +30,7 @@ def load(split: str = "test", size: int | None = None, data_dir: str | Path | No
     config, root = data_config("cifar10"), data_root(data_dir) / "CIFAR10"
     names = config["splits"][split]["files"]
     if not all((root / name).exists() for name in names):
-        _download(Source(**config["archive"]), root)
+        files.download(Source(**config["archive"]), root)
     parts = [read(root / name, len(config["classes"])) for name in names]
     x, y = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     if len(y) != (expected := config["splits"][split]["images"]):
@@ -47,13 +47,3 @@ def read(path: Path, n_classes: int = 10) -> tuple[Tensor, Tensor]:
         raise DownloadError(f"{path} is not a file of CIFAR-10's binary version: delete it and run again")
     y = torch.from_numpy(records[:, 0].astype(np.int64))
     return torch.from_numpy(records[:, 1:].reshape(-1, 3, SIDE, SIDE).copy()), y
-
-
-def _download(source: Source, root: Path) -> None:
-    """Puts ``cifar-10-batches-bin`` into the new folder ``root``; the archive is not kept."""
-    archive = fetch(source, root.with_name(source.url.rsplit("/", 1)[1]), hint=HINT)
-    try:
-        unpack(archive, root)
-    except ArchiveError as error:
-        raise DownloadError(str(error)) from error
-    archive.unlink()

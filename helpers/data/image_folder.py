@@ -6,14 +6,17 @@ So: ``pets/cat/1.jpg`` and ``pets/dog/7.png``, or ``pets/train/cat/1.jpg`` and `
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from helpers.config import ConfigError, data_config
@@ -21,6 +24,33 @@ from helpers.data.images import SPLITS, Decoded, Images, Preprocess, check_split
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 FOLDERS = {"train": ("train", "training"), "test": ("val", "valid", "validation", "test")}
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Labelled photographs of any sizes, not opened yet.
+
+    ``labels`` int64 [N] are indices into ``classes``; ``opener(item)`` opens the file of one of ``items``. ``upright``:
+    pictures are turned as their EXIF data say (not where annotations are in pixels of what is stored).
+    """
+
+    items: tuple[Any, ...]
+    labels: Tensor
+    classes: tuple[str, ...]
+    opener: Callable[[Any], IO[bytes]] = field(repr=False)
+    upright: bool = True
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def open(self, row: int) -> Image.Image:
+        """One of them, decoded, RGB. Raises `ConfigError` with the file's name if it is no image."""
+        return picture(self.items[row], self.opener, self.upright)
+
+    def size(self, row: int) -> tuple[int, int]:
+        """(height, width) as stored, without decoding."""
+        with _opened(self.items[row], self.opener) as image:
+            return image.height, image.width
 
 
 def load(folder: str | Path, split: str = "test", size: int | None = None) -> Images:
@@ -31,6 +61,11 @@ def load(folder: str | Path, split: str = "test", size: int | None = None) -> Im
     without them has no "train", and all its images are "test". Classes are the sub-folders in alphabetical order,
     those of both splits together. Raises `ConfigError` if there is nothing of the kind.
     """
+    return lazily(photographs(folder, split), preprocess_of(data_config("imagenette"), size))
+
+
+def photographs(folder: str | Path, split: str = "test", only: Sequence[str] = ()) -> Photographs:
+    """What `load` reads, at its own sizes. ``only``: these classes and no others, in this order."""
     folder = Path(folder).expanduser()
     check_split(split, (*SPLITS, "all"))
     parts = _parts(folder)
@@ -38,45 +73,54 @@ def load(folder: str | Path, split: str = "test", size: int | None = None) -> Im
     if not wanted:
         where = f"{folder} has no {' or '.join(FOLDERS[split])} folder"
         raise ConfigError(f'{where}: split="all" takes all that is there, or sort the images into train/ and val/')
-    classes = sorted({path.name for root in parts.values() for path in _classes(root)}, key=_natural)
+    found = sorted({path.name for root in parts.values() for path in _classes(root)}, key=_natural)
+    if absent := sorted(set(only) - set(found)):
+        raise ConfigError(f"{folder} has no folder of class {', '.join(absent)}")
+    classes = list(only) or found
     files = [
-        (path, classes.index(sub.name))
+        (path, label)
         for root in wanted
-        for sub in sorted(_classes(root), key=lambda path: _natural(path.name))
-        for path in sorted(sub.rglob("*"))
+        for label, name in enumerate(classes)
+        for path in sorted((root / name).rglob("*"))
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
     ]
     if not files:
         raise ConfigError(f"{folder} has no images of split {split!r}: one sub-folder a class is expected, in it files "
                           f"{', '.join(sorted(SUFFIXES))}")  # fmt: skip
-    preprocess = preprocess_of(data_config("imagenette"), size)
-    return lazily([path for path, _ in files], [label for _, label in files], classes, preprocess, _open)
+    labels = torch.tensor([label for _, label in files], dtype=torch.long)
+    return Photographs(tuple(path for path, _ in files), labels, tuple(classes), open_file)
 
 
-def lazily(
-    items: Sequence[Any],
-    labels: Sequence[int],
-    classes: Sequence[str],
-    preprocess: Preprocess,
-    opener: Callable[[Any], IO[bytes]],
-) -> Images:
-    """Images that are decoded on demand from the files that ``opener(item)`` opens."""
-    decode = partial(_decode, opener=opener, size=preprocess.size)
-    x = Decoded(tuple(items), decode, (3, preprocess.size, preprocess.size))
-    return Images(x, torch.tensor(labels, dtype=torch.long), tuple(classes), preprocess)
+def lazily(photographs: Photographs, preprocess: Preprocess) -> Images:
+    """Images that are decoded on demand."""
+    decode = partial(_decode, opener=photographs.opener, upright=photographs.upright, size=preprocess.size)
+    x = Decoded(photographs.items, decode, (3, preprocess.size, preprocess.size))
+    return Images(x, photographs.labels, photographs.classes, preprocess)
 
 
-def _open(path: Path) -> IO[bytes]:
+def open_file(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def _decode(item: Any, *, opener: Callable[[Any], IO[bytes]], size: int) -> Tensor:
-    """uint8 [3, size, size]: as `Preprocess.fit`, but by Pillow, on bytes. Raises ValueError with the file's name."""
+def picture(item: Any, opener: Callable[[Any], IO[bytes]], upright: bool = True) -> Image.Image:
+    """The image in the file that ``opener(item)`` opens, RGB: grey and palettes become colours."""
+    with _opened(item, opener) as image:
+        return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
+
+
+@contextmanager
+def _opened(item: Any, opener: Callable[[Any], IO[bytes]]) -> Iterator[Image.Image]:
     try:
         with opener(item) as file, Image.open(file) as image:
-            image = ImageOps.exif_transpose(image).convert("RGB")  # upright; grey and palettes become colours
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{item} cannot be read as an image ({error}): repair or remove it") from error
+            yield image
+    except (OSError, KeyError, zipfile.BadZipFile, Image.DecompressionBombError) as error:
+        name = "/".join(map(str, item)) if isinstance(item, tuple) else item
+        raise ConfigError(f"{name} cannot be read as an image ({error}): repair or remove it") from error
+
+
+def _decode(item: Any, *, opener: Callable[[Any], IO[bytes]], upright: bool, size: int) -> Tensor:
+    """uint8 [3, size, size]: as `Preprocess.fit`, but by Pillow, on bytes."""
+    image = picture(item, opener, upright)
     if min(image.size) != size:
         height, width = resized(image.height, image.width, size)
         image = image.resize((width, height), Image.Resampling.BILINEAR)

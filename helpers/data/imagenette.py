@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import csv
 import io
-import zipfile
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
-from helpers import artifacts
-from helpers.archives import ArchiveError, unpack
+import torch
+
+from helpers.archives import open_member
 from helpers.config import data_config
-from helpers.data import image_folder
-from helpers.data.images import HINT, Images, check_split, data_root, preprocess_of
-from helpers.downloads import DownloadError, Source, fetch
+from helpers.data import files, image_folder
+from helpers.data.image_folder import Photographs
+from helpers.data.images import Images, check_split, data_root, preprocess_of
+from helpers.downloads import DownloadError, Source
 
 
 def load(split: str = "test", size: int | None = None, data_dir: str | Path | None = None) -> Images:
@@ -26,65 +26,34 @@ def load(split: str = "test", size: int | None = None, data_dir: str | Path | No
     ``imagenette2_160_subset`` holds a stored zip a class. Raises `DownloadError` where a file is missing (there is no
     place to download the subset from; ``ImagenetteFull`` can be downloaded) or is not the one of the configuration.
     """
+    return image_folder.lazily(photographs(split, data_dir), preprocess_of(data_config("imagenette"), size))
+
+
+def photographs(split: str = "test", data_dir: str | Path | None = None) -> Photographs:
+    """What `load` reads, at its own sizes."""
     check_split(split)
     config, folder = data_config("imagenette"), data_root(data_dir) / "imagenette2_160_subset"
-    if missing := [name for name in config["files"] if not (folder / name).exists()]:
-        raise DownloadError(
-            f"Imagenette's subset: no {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''} in {folder}\n"
-            "  tried: nothing, the subset is not on the net; the data set 'ImagenetteFull' is downloaded\n"
-            f"  by hand: put the files there, or set SIGHTLINE_DATA to the folder that has {folder.name}\n"
-            f"  without a download: {HINT}"
-        )
-    for name, facts in config["files"].items():
-        _verify(folder / name, facts["sha256"], (folder / name).stat().st_mtime_ns)
+    files.verify(folder, config["files"], "Imagenette's subset", "the data set 'ImagenetteFull' is downloaded")
     wanted = config["splits"][split]["name"]
     rows = [row for row in csv.DictReader(io.StringIO((folder / "labels.csv").read_text())) if row["split"] == wanted]
-    items = [(folder / f"{row['file'].split('/')[1]}.zip", row["file"]) for row in rows]
-    labels = [int(row["label"]) for row in rows]
-    names = [name for name, _ in config["classes"].values()]
-    return image_folder.lazily(items, labels, names, preprocess_of(config, size), _member)
+    items = tuple((folder / f"{row['file'].split('/')[1]}.zip", row["file"]) for row in rows)
+    labels = torch.tensor([int(row["label"]) for row in rows])
+    return Photographs(items, labels, tuple(name for name, _ in config["classes"].values()), open_member)
 
 
 def load_full(split: str = "test", size: int | None = None, data_dir: str | Path | None = None) -> Images:
     """All of Imagenette, 9,469 and 3,925 images: from the folder ``imagenette2-160``, downloaded (99 MB) if need be."""
+    return image_folder.lazily(photographs_full(split, data_dir), preprocess_of(data_config("imagenette"), size))
+
+
+def photographs_full(split: str = "test", data_dir: str | Path | None = None) -> Photographs:
+    """What `load_full` reads, at its own sizes."""
     check_split(split)
     config, folder = data_config("imagenette"), data_root(data_dir) / "imagenette2-160"
     if not folder.exists():
-        _download(Source(**config["archive"]), folder)
-    images = image_folder.load(folder, split, size)
-    if len(images) != (expected := config["splits"][split]["images_full"]):
-        raise DownloadError(f"{folder} holds {len(images)} images of {split!r}, not {expected}: delete it, run again")
-    wnids = {wnid: name for name, wnid in config["classes"].values()}
-    return Images(images.x, images.y, tuple(wnids[wnid] for wnid in images.classes), images.preprocess)
-
-
-def _download(source: Source, folder: Path) -> None:
-    archive = fetch(source, folder.with_name(f"{folder.name}.tgz"), hint=HINT)
-    stage = folder.with_name(f".{folder.name}.unpacked")
-    try:
-        unpack(archive, stage)
-    except ArchiveError as error:
-        raise DownloadError(str(error)) from error
-    (stage / folder.name).replace(folder)
-    stage.rmdir()
-    archive.unlink()
-
-
-def _member(item: tuple[Path, str]) -> IO[bytes]:
-    path, name = item
-    archive = _archive(path, path.stat().st_mtime_ns)
-    return io.BytesIO(archive.read(name))
-
-
-@lru_cache(maxsize=16)
-def _archive(path: Path, *version: int) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
-
-
-@lru_cache(maxsize=64)
-def _verify(path: Path, sha256: str, *version: int) -> None:
-    if (found := artifacts.sha256(path)) != sha256:
-        raise DownloadError(
-            f"{path} is not the file it should be: its sha256 is {found}, not {sha256}\n"
-            f"  by hand: put the right one there\n  without a download: {HINT}"
-        )
+        files.download(Source(**config["archive"]), folder)
+    found = image_folder.photographs(folder, split)
+    if len(found) != (expected := config["splits"][split]["images_full"]):
+        raise DownloadError(f"{folder} holds {len(found)} images of {split!r}, not {expected}: delete it, run again")
+    names = {wnid: name for name, wnid in config["classes"].values()}
+    return replace(found, classes=tuple(names[wnid] for wnid in found.classes))
