@@ -16,7 +16,7 @@ from helpers.pinets.presets import GROUPS, ToyShapesStudy
 from helpers.pinets.study import Shelf, checked, frame, working_folder
 from helpers.shelf import shipping
 
-SHIPPED_USUALLY = 5  # accepted fits a group whose weights are shipped, to keep the repository small
+SHIPPED_USUALLY = 3  # accepted fits a group whose weights are shipped, to keep the repository small
 SHIPPED = {"naive": 2, "ensemble": 1}
 
 
