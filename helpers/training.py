@@ -1,7 +1,8 @@
 """The epoch loop that every study shares, on Lightning Fabric: precision, progress, logs, checkpoint and resume.
 
 Batches and random draws are pure functions of the epoch, so a checkpoint at an epoch's end holds all there is: a run
-that was killed and resumed takes the same steps as one that was not.
+that was killed and resumed takes the same steps as one that was not. Of several processes each takes its share of every
+batch; their gradients are averaged before each step, so that all hold the same weights.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import io
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,12 +22,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from helpers import artifacts, runtime
+from helpers import artifacts, processes, runtime
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 Precision = Literal["auto", "float32", "bfloat16"]
+
+COLUMNS = ("epoch", "step", "loss", "score", "learning_rate")  # of every history; others may follow
 
 
 @dataclass
@@ -46,7 +49,11 @@ class Outcome:
 
 
 def fabric(device: runtime.Device = "auto", precision: Precision = "auto", devices: int = 1) -> Fabric:
-    """A Fabric on ``device``. ``auto`` precision is bfloat16 autocast where the hardware has it, else float32."""
+    """A Fabric on ``device``. ``auto`` precision is bfloat16 autocast where the hardware has it, else float32.
+
+    Several ``devices`` are one process each: what trains is a function of the Fabric, ``fabric.launch(function, ...)``,
+    in a script as in a notebook and under ``torchrun``.
+    """
     if importlib.util.find_spec("torchvision"):
         runtime.import_torchvision()  # lightning imports it too, and fails in other words where it is broken
     from lightning.fabric import Fabric  # takes seconds to import, and only training needs it
@@ -59,6 +66,7 @@ def fabric(device: runtime.Device = "auto", precision: Precision = "auto", devic
     return Fabric(
         accelerator=where.type,
         devices=devices,
+        strategy="auto" if devices == 1 else processes.strategy(),
         precision={"float32": "32-true", "bfloat16": "bf16-mixed"}[precision],
     )
 
@@ -66,7 +74,7 @@ def fabric(device: runtime.Device = "auto", precision: Precision = "auto", devic
 def train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    loss: Callable[[nn.Module, Any], Tensor],
+    loss: Callable[[nn.Module, Any], Tensor | Mapping[str, Tensor]],
     batches: Callable[[int], Iterable[Any]],
     *,
     fabric: Fabric,
@@ -76,20 +84,36 @@ def train(
     evaluate_at: Sequence[int] = (),
     stop_at: float = math.inf,
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+    before_epoch: Callable[[nn.Module, int], None] | None = None,
+    after_epoch: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+    average_from: int | None = None,
     folder: Path | None = None,
     checkpoint_seconds: float = 30.0,
-    tensorboard: bool = False,
+    tensorboard: bool | Path = False,
     progress: str | None = None,
 ) -> Outcome:
     """Train, and keep the weights with the best evaluation.
 
-    ``batches(epoch)`` gives the epoch's batches, a function of the epoch alone; ``loss(model, batch)`` a scalar.
+    ``batches(epoch)`` gives the epoch's batches, a function of the epoch alone; ``loss(model, batch)`` a scalar, or
+    several by name, of which ``"loss"`` is minimised and the means of all stand in the history.
     ``evaluate(model, best)`` returns a score, or None as soon as it knows that ``best`` cannot be beaten; it runs in
     eval mode after the steps ``evaluate_at`` of each epoch (at its end if none are given). Training stops the moment a
     score reaches ``stop_at``. Without ``evaluate`` the last weights are kept.
 
+    ``before_epoch(model, epoch)`` comes before an epoch's first batch, and ``after_epoch(model, epoch)`` after its last
+    step and evaluation: it may change the weights, and what it returns are further columns of the epoch's row; a
+    ``score`` among them counts as an evaluation does. ``accumulate`` batches make a step, gradients are clipped to the
+    norm ``clip_norm``. With ``average_from``, and nothing that gives a score, the mean of the weights after this epoch
+    and all later ones is kept.
+
+    In several processes (`fabric`) ``batches`` gives each its equal share; ``evaluate`` and ``after_epoch`` run in the
+    first one alone, and the others take over its weights.
+
     ``folder`` holds ``checkpoint.safetensors`` (written at most every ``checkpoint_seconds``, at an epoch's end) and
-    ``log.csv``, and TensorBoard events if wanted; a second call with the same arguments continues from there.
+    ``log.csv``, and TensorBoard events if wanted (or a folder of their own does); a second call with the same arguments
+    continues from there.
     ``progress`` names the progress bar, None shows none. Raises ``FloatingPointError`` when the loss is not finite.
     """
     if epochs < 1:
@@ -97,10 +121,13 @@ def train(
     outcome, first = Outcome(), 1
     checkpoint = folder / "checkpoint.safetensors" if folder else None
     model, optimizer = fabric.setup(model, optimizer)
+    step = _Step(model, optimizer, loss, fabric, accumulate, clip_norm)
     if checkpoint and checkpoint.exists():  # only now do the weights lie on the device where the moments have to be
         outcome = _restore(checkpoint, model.module, optimizer.optimizer, scheduler)
         first = outcome.epochs + 1
-    writer = _tensorboard(folder) if tensorboard and folder else None
+    fabric.barrier()  # nobody writes what another has yet to read
+    first_process = fabric.global_rank == 0
+    writer = _tensorboard(tensorboard, folder) if first_process else None
     started, saved = time.monotonic() - outcome.seconds, time.monotonic()
 
     bar = tqdm(total=epochs, initial=first - 1, desc=progress, unit="epoch", disable=progress is None, leave=False)
@@ -108,74 +135,128 @@ def train(
         if outcome.finished:
             break
         outcome.epochs = epoch
-        with runtime.seeded(seed, "training", epoch):  # dropout
-            _epoch(model, optimizer, loss, batches(epoch), fabric, epoch, evaluate, evaluate_at, stop_at, outcome)
+        if before_epoch:
+            before_epoch(model.module, epoch)
+        with runtime.seeded(seed, "training", epoch, *processes.rank(fabric)):  # dropout
+            _epoch(step, batches(epoch), epoch, evaluate, evaluate_at, stop_at, outcome)
+        if after_epoch and not outcome.finished:
+            extra = processes.in_first(after_epoch, model.module, fabric, epoch)
+            outcome.history[-1] |= extra
+            _judge(extra.get("score"), model, outcome, epoch, outcome.history[-1]["step"], stop_at)
         if scheduler:
             scheduler.step()
         outcome.seconds = time.monotonic() - started
-        if evaluate is None:
-            outcome.epoch, outcome.state = epoch, _copy(model.module)
+        if evaluate is None and outcome.score == -math.inf:
+            outcome.state = _kept(outcome.state, _copy(model.module), epoch, average_from)
+            outcome.epoch = epoch
         bar.update()
         bar.set_postfix(loss=f"{outcome.history[-1]['loss']:.3g}", best=f"{outcome.score:.4g}")
         if writer:
             _write_scalars(writer, [row for row in outcome.history if row["epoch"] == epoch])
-        if checkpoint and time.monotonic() - saved >= checkpoint_seconds and epoch < epochs and not outcome.finished:
+        due = checkpoint and first_process and epoch < epochs and not outcome.finished
+        if due and time.monotonic() - saved >= checkpoint_seconds:
             _save(checkpoint, outcome, model.module, optimizer.optimizer, scheduler)
             saved = time.monotonic()
     bar.close()
     if writer:
         writer.close()
-    if folder:
+    if folder and first_process:
         artifacts.atomic_write(folder / "log.csv", log_csv(outcome.history))
     return outcome
 
 
-def _epoch(model, optimizer, loss, batches, fabric, epoch, evaluate, evaluate_at, stop_at, outcome) -> None:
+@dataclass
+class _Step:
+    """A step of the optimizer on every ``accumulate`` batches."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: Callable[[nn.Module, Any], Tensor | Mapping[str, Tensor]]
+    fabric: Fabric
+    accumulate: int
+    clip_norm: float | None
+
+    def gradients(self, batch: Any, number: int) -> dict[str, Tensor]:
+        """Add those of the epoch's batch ``number`` (from 1); returns the loss, and what else ``loss`` told."""
+        values = self.loss(self.model, batch)
+        values = dict(values) if isinstance(values, Mapping) else {"loss": values}
+        if (number - 1) % self.accumulate == 0:
+            self.optimizer.zero_grad()
+        self.fabric.backward(values["loss"] / self.accumulate if self.accumulate > 1 else values["loss"])
+        return {name: value.detach() for name, value in values.items()}
+
+    def take(self) -> None:
+        processes.average([p.grad for p in self.model.parameters() if p.grad is not None], self.fabric)
+        if self.clip_norm:  # what is not finite is reported with its place, in `_record`
+            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.clip_norm, error_if_nonfinite=False)
+        self.optimizer.step()
+
+
+def _epoch(step: _Step, batches, epoch, evaluate, evaluate_at, stop_at, outcome) -> None:
     """One pass over ``batches``; adds a row to the history at each evaluation and at the end."""
-    model.train()
-    running, count, step = 0.0, 0, 0
+    step.model.train()
+    running, count, number = {}, 0, 0
     evaluated = False
-    for step, batch in enumerate(batches, 1):
-        value = loss(model, batch)
-        optimizer.zero_grad()
-        fabric.backward(value)
-        optimizer.step()
-        running, count = running + value.detach(), count + 1
-        evaluated = step in evaluate_at
+    for number, batch in enumerate(batches, 1):
+        values = step.gradients(batch, number)
+        if number % step.accumulate == 0:
+            step.take()
+        running, count = {name: running.get(name, 0.0) + value for name, value in values.items()}, count + 1
+        evaluated = number in evaluate_at
         if evaluated:
-            _record(model, optimizer, epoch, step, running / count, evaluate, stop_at, outcome)
-            running, count = 0.0, 0
+            _record(step, epoch, number, running, count, evaluate, stop_at, outcome)
+            running, count = {}, 0
             if outcome.finished:
                 return
-    if not step:
+    if not number:
         raise ValueError(f"epoch {epoch} has no batches")
+    if number % step.accumulate:
+        step.take()
+    processes.average([b for b in step.model.buffers() if b.is_floating_point()], step.fabric)  # batch statistics
     if not evaluated:
         late = evaluate if not evaluate_at else None
-        _record(model, optimizer, epoch, step, running / count, late, stop_at, outcome)
+        _record(step, epoch, number, running, count, late, stop_at, outcome)
 
 
-def _record(model, optimizer, epoch, step, mean_loss, evaluate, stop_at, outcome) -> None:
-    mean_loss = float(mean_loss)
+def _record(step: _Step, epoch, number, running, count, evaluate, stop_at, outcome) -> None:
+    means = {name: float(step.fabric.all_reduce(total / count)) for name, total in running.items()}
+    mean_loss = means.pop("loss")
     if not math.isfinite(mean_loss):
-        raise FloatingPointError(f"the loss is {mean_loss} in epoch {epoch}, step {step}: lower the learning rate")
+        raise FloatingPointError(f"the loss is {mean_loss} in epoch {epoch}, step {number}: lower the learning rate")
     score = None
     if evaluate:
-        model.eval()
+        model = step.model.eval()
         with torch.inference_mode():
-            score = evaluate(model, outcome.score)
+            score = processes.in_first(evaluate, model, step.fabric, outcome.score)
         model.train()
-        if score is not None and score > outcome.score:
-            outcome.score, outcome.epoch, outcome.step = score, epoch, step
-            outcome.state = _copy(model.module)
-            outcome.finished = score >= stop_at
-    rate = optimizer.param_groups[0]["lr"]
-    outcome.history.append({"epoch": epoch, "step": step, "loss": mean_loss, "score": score, "learning_rate": rate})
+        _judge(score, model, outcome, epoch, number, stop_at)
+    rate = step.optimizer.param_groups[0]["lr"]
+    row = {"epoch": epoch, "step": number, "loss": mean_loss, "score": score, "learning_rate": rate}
+    outcome.history.append(row | means)
+
+
+def _judge(score: float | None, model: nn.Module, outcome: Outcome, epoch: int, number: int, stop_at: float) -> None:
+    """Keep the weights if they have the best ``score`` so far."""
+    if score is not None and score > outcome.score:
+        outcome.score, outcome.epoch, outcome.step = score, epoch, number
+        outcome.state = _copy(model.module)
+        outcome.finished = score >= stop_at
+
+
+def _kept(before: dict[str, Tensor], state: dict[str, Tensor], epoch: int, average_from: int | None):
+    """``state``, the weights after ``epoch``, or from the epoch after ``average_from`` on their running mean."""
+    if average_from is None or epoch <= average_from:
+        return state
+    share = 1 / (epoch - average_from + 1)
+    return {k: before[k].lerp(v, share) if v.is_floating_point() else v for k, v in state.items()}
 
 
 def log_csv(history: Sequence[dict[str, float | None]]) -> str:
-    """The history as CSV: epoch, step, loss (mean since the row before), score (empty: none better), learning rate."""
+    """The history as CSV: epoch, step, loss (mean since the row before), score (empty: none better), learning rate, and
+    what else there is in some row."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["epoch", "step", "loss", "score", "learning_rate"], lineterminator="\n")
+    names = dict.fromkeys((*COLUMNS, *(name for row in history for name in row)))
+    writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     return text.getvalue()
@@ -248,16 +329,19 @@ def _restore(path: Path, model: nn.Module, optimizer: Any, scheduler: Any) -> Ou
     return outcome
 
 
-def _tensorboard(folder: Path):
+def _tensorboard(where: bool | Path, folder: Path | None):
+    where = where if isinstance(where, Path) else where and folder and folder / "tensorboard"
+    if not where:
+        return None
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(folder / "tensorboard")
+    return SummaryWriter(where)
 
 
 def _write_scalars(writer: Any, rows: Sequence[dict[str, float | None]]) -> None:
     for row in rows:
         at = int(row["epoch"] * 10_000 + row["step"])
-        for name in ("loss", "score", "learning_rate"):
+        for name in row.keys() - {"epoch", "step"}:
             if row[name] is not None:
                 writer.add_scalar(name, row[name], at)
     writer.flush()

@@ -5,11 +5,12 @@ import json
 import pytest
 import yaml
 
+from helpers import options
 from helpers.causal_graphs import fits
-from helpers.causal_graphs.__main__ import main, resolve
+from helpers.causal_graphs.__main__ import OWN, main, resolve
 from helpers.causal_graphs.graph import CausalGraph
 from helpers.causal_graphs.heatmaps import HeatMaps
-from helpers.causal_graphs.presets import Training
+from helpers.causal_graphs.presets import CausalGraphsStudy, Training
 from helpers.causal_graphs.study import checkpoints
 from helpers.config import ConfigError
 
@@ -24,8 +25,12 @@ def folder(tmp_path_factory):
         config = {"preset": "quick", "out": str(out), "verbose": False, "n_samples": 8, "beta_grid": [0.0, 0.1],
                   "stab_runs": 2, "lipschitz.k": 2, "layer_name": "conv2"}  # fmt: skip
         (out / "config.yaml").write_text(yaml.safe_dump(config))
-        _ = checkpoints(resolve("run", out / "config.yaml", ["--retrain", "True"]))[0].model
+        _ = checkpoints(resolve("run", {"config": str(out / "config.yaml"), "retrain": True}))[0].model
         yield out
+
+
+def read(command, *words):
+    return resolve(command, options.options(words, CausalGraphsStudy, OWN))
 
 
 def run(folder, command, *options):
@@ -74,15 +79,15 @@ def test_the_page_holds_every_class(folder):
 
 def test_settings_are_checked(tmp_path):
     with pytest.raises(ConfigError, match="did you mean target_idx"):
-        resolve("run", None, ["--target_id", "3"])
-    with pytest.raises(ConfigError, match="in pairs"):
-        resolve("run", None, ["--target_idx"])
+        read("run", "--target_id", "3")
+    with pytest.raises(ConfigError, match="needs a value"):
+        read("run", "--target_idx")
     with pytest.raises(ConfigError, match="cannot be read"):
-        resolve("run", tmp_path / "none.yaml", [])
+        read("run", "--config", str(tmp_path / "none.yaml"))
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ConfigError, match="names and values"):
-        resolve("run", tmp_path / "list.yaml", [])
+        read("run", "--config", str(tmp_path / "list.yaml"))
     with pytest.raises(ConfigError, match="unknown preset"):
-        resolve("run", None, ["--preset", "quik"])
-    assert resolve("graph", None, ["--mode", "reference"]).learn_explainer
+        read("run", "--preset", "quik")
+    assert read("graph", "--mode", "reference").learn_explainer
     assert main(["run", "--target_idx", "three"]) == 2

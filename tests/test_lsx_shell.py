@@ -11,10 +11,10 @@ import torch
 import yaml
 from lsx_small import STUDY, small
 
-from helpers import artifacts
+from helpers import artifacts, options
 from helpers.config import ConfigError, read_parameters
 from helpers.self_explaining import evaluate, fits, modes
-from helpers.self_explaining.__main__ import main, options, resolve, settings_help
+from helpers.self_explaining.__main__ import OWN, main, resolve
 from helpers.self_explaining.fits import Fit
 from helpers.self_explaining.presets import SelfExplainingStudy
 from helpers.self_explaining.sets import sets
@@ -42,6 +42,10 @@ def folder(tmp_path_factory):
     (out / "config.yaml").write_text(yaml.safe_dump(SMALL | {"out": str(out)}))
     assert main(["--config", str(out / "config.yaml"), "--random_seed", "0"]) == 0
     return out
+
+
+def read(words):
+    return resolve(options.options(words, SelfExplainingStudy, OWN))
 
 
 def run(folder, *words):
@@ -79,7 +83,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_of_the_original_are_read_unchanged(command):
-    study = resolve(options(shlex.split(command)))
+    study = read(shlex.split(command))
     assert study == SelfExplainingStudy().override({"seeds": 1, **COMMANDS[command]})
 
 
@@ -87,14 +91,14 @@ def test_a_notebooks_parameters_and_the_shells_options_are_the_same_settings():
     parameters = {"PRESET": "quick", "DATASET": "decoydigits", "SEED": 4, "N_EPOCHS": 3, "LR_SCHEDULING": True,
                   "EXPLANATION_LOSS_WEIGHT": 7.0, "OVERRIDES": {"explanation_norm": "sample"}}  # fmt: skip
     words = "--preset quick --dataset decoydigits --seed 4 --n_epochs 3 --lr_scheduling --explanation_loss_weight 7"
-    shell = resolve(options([*words.split(), "--explanation_norm", "sample"]))
+    shell = read([*words.split(), "--explanation_norm", "sample"])
     notebook = read_parameters(parameters, SelfExplainingStudy)
     assert shell == notebook and Fit(shell, 4).name == Fit(notebook, 4).name
 
 
 def test_preset_file_and_options_win_in_this_order(tmp_path):
     (tmp_path / "a.json").write_text('{"preset": "quick", "batch_size": 7, "n_epochs": 9}')
-    study = resolve(options(f"--config {tmp_path}/a.json --n_epochs 4".split()))
+    study = read(f"--config {tmp_path}/a.json --n_epochs 4".split())
     assert (study.dataset, study.batch_size, study.n_epochs) == ("digits", 7, 4)
     assert resolve({}).seeds == 1 and SelfExplainingStudy().seeds > 1, "the original runs one seed a command"
 
@@ -140,7 +144,7 @@ def test_a_file_that_holds_no_settings_is_refused(tmp_path):
 def test_help_names_every_setting(told):
     assert main(["--help"]) == 0
     assert all(f"--{name} (" in told()[0] for name in SelfExplainingStudy.model_fields)
-    assert "only_classification" in settings_help()
+    assert "only_classification" in told()[0]
 
 
 # ------------------------------------------------------------------------------------------------------ the modes

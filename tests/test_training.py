@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -398,3 +399,141 @@ def test_without_torchvision_training_goes_on(monkeypatch):
     monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(runtime, "import_torchvision", lambda: pytest.fail("it was imported"))
     assert training.fabric("cpu")
+
+
+# --------------------------------------------------------------------------- hooks, several batches, several processes
+
+
+def test_hooks_surround_an_epoch_and_add_columns_to_its_row(fabric, tmp_path):
+    calls = []
+
+    def after(model, epoch):
+        calls.append(("after", epoch, model.training))
+        return {"distance": epoch / 2} if epoch != 2 else {"other": 7.0}
+
+    outcome = fit(
+        fabric, epochs=3, folder=tmp_path, evaluate=lambda *_: (calls.append("evaluate"), 0.1)[1],
+        before_epoch=lambda model, epoch: calls.append(("before", epoch)), after_epoch=after,
+    )  # fmt: skip
+    assert calls[:3] == [("before", 1), "evaluate", ("after", 1, True)]
+    assert [row.get("distance") for row in outcome.history] == [0.5, None, 1.5]
+    rows = training.read_log(tmp_path / "log.csv")
+    assert [row["other"] for row in rows] == [None, 7.0, None] and list(rows[0])[:5] == list(training.COLUMNS)
+
+
+def test_what_a_hook_changes_is_kept_and_its_score_counts(fabric):
+    def after(model, epoch):
+        with torch.no_grad():
+            model[-1].bias.fill_(epoch)
+        return {"score": (0.2, 0.9, 0.4)[epoch - 1]}
+
+    outcome = fit(fabric, epochs=3, evaluate=None, after_epoch=after)
+    assert (outcome.score, outcome.epoch) == (0.9, 2) and outcome.state["7.bias"] == 2.0
+    assert fit(fabric, epochs=3, evaluate=None, after_epoch=lambda m, e: after(m, e) and {}).state["7.bias"] == 3.0
+
+
+def test_a_hook_that_freezes_a_layer_keeps_it_as_it_is(fabric):
+    outcome = fit(fabric, epochs=1, evaluate=None, before_epoch=lambda m, e: m[0].requires_grad_(e > 1))
+    assert torch.equal(outcome.state["0.weight"], make()[0].weight)
+    assert not torch.equal(outcome.state["7.weight"], make()[7].weight)
+
+
+def test_named_values_of_a_loss_are_logged_as_means(fabric):
+    def several(model, batch):
+        value = loss(model, batch)
+        return {"loss": value, "twice": 2 * value}
+
+    for row in fit(fabric, loss=several, epochs=2, evaluate_at=(2,)).history:
+        assert row["twice"] == pytest.approx(2 * row["loss"])
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch(fabric):
+    """Without batch statistics and dropout, and with a plain optimizer, which knows no scale."""
+    def run(size, accumulate):
+        with runtime.seeded(0, "init"):
+            model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+        x, y = data()
+        return training.train(
+            model, torch.optim.SGD(model.parameters(), 0.1), loss,
+            lambda epoch: zip(x.split(size), y.split(size), strict=True),
+            fabric=fabric, epochs=2, seed=0, accumulate=accumulate,
+        )  # fmt: skip
+
+    large, small = run(12, 1), run(4, 3)
+    assert all(torch.allclose(large.state[k], small.state[k], atol=1e-6) for k in large.state)
+    assert run(8, 2).history[-1]["loss"] < run(8, 2).history[0]["loss"], "the last step is of one batch alone"
+
+
+def test_gradients_are_clipped_to_the_norm(fabric):
+    moved = []
+    for clip_norm in (None, 1e-3):
+        outcome = fit(fabric, optimizer=torch.optim.SGD, epochs=1, evaluate=None, clip_norm=clip_norm)
+        before = dict(make().named_parameters())
+        moved.append(sum(float((outcome.state[k] - p.detach()).norm() ** 2) for k, p in before.items()) ** 0.5)
+    assert moved[1] <= 3 * 0.02 * 1e-3 * 1.001 < moved[0]
+
+
+def test_the_mean_of_the_last_weights_is_the_mean_of_the_last_weights(fabric, tmp_path):
+    states = []
+
+    def after(model, epoch):
+        states.append({k: v.clone() for k, v in model.state_dict().items()})
+        return {}
+
+    options = {"evaluate": None, "after_epoch": after, "average_from": 4}
+    outcome = fit(fabric, **options)
+    for name, value in outcome.state.items():
+        if value.is_floating_point():
+            assert torch.allclose(value, torch.stack([s[name] for s in states[3:]]).mean(0), atol=1e-6)
+    with pytest.raises(Cut):
+        fit(fabric, folder=tmp_path, checkpoint_seconds=0.0, cut_at=6, **options)
+    assert same_state(fit(fabric, folder=tmp_path, **options).state, outcome.state)
+
+
+PROCESSES = """
+import sys
+from pathlib import Path
+import torch, torch.nn.functional as F
+from torch import nn
+from helpers import artifacts, runtime, training
+def work(fabric, out):
+    with runtime.seeded(0, "init"):
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 1), nn.Linear(1, 1))
+    x = torch.rand(24, 1, 8, 8, generator=runtime.generator(0, "x"))
+    y = (x[:, 0, 2:6, 2:6].mean((1, 2)) > 0.5).float()
+    def batches(epoch):
+        order = torch.randperm(24, generator=runtime.generator(0, "order", epoch))
+        for rows in order.split(8):
+            own = rows[fabric.global_rank :: fabric.world_size]
+            yield x[own], y[own]
+    def freeze(model, epoch):
+        model[0].requires_grad_(epoch > 2)
+    def push(model, epoch):
+        with torch.no_grad():
+            model[4].bias.fill_(0.1 * epoch)
+        return {"rank": float(fabric.global_rank)}
+    outcome = training.train(
+        model, torch.optim.Adam(model.parameters(), 0.02),
+        lambda model, b: F.binary_cross_entropy_with_logits(model(b[0])[:, 0], b[1]), batches,
+        fabric=fabric, epochs=4, seed=0, before_epoch=freeze, after_epoch=push, clip_norm=1.0,
+    )
+    artifacts.save_json(Path(out) / f"{fabric.world_size}_{fabric.global_rank}.json",
+                        {"history": outcome.history, "sum": {k: float(v.sum()) for k, v in outcome.state.items()}})
+if __name__ == "__main__":
+    training.fabric("cpu", "float32", 2).launch(work, sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(tmp_path):
+    (tmp_path / "work.py").write_text(PROCESSES)
+    training.fabric("cpu", "float32").launch(runpy.run_path(str(tmp_path / "work.py"))["work"], str(tmp_path))
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*torchrun, str(tmp_path / "work.py"), str(tmp_path)], env=env, check=True)
+    one, first, second = (artifacts.load_json(tmp_path / f"{name}.json") for name in ("1_0", "2_0", "2_1"))
+    assert first["sum"] == second["sum"], "all hold the same weights"
+    assert first["sum"] == pytest.approx(one["sum"], rel=1e-3, abs=1e-4)
+    for a, b in zip(one["history"], first["history"], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    assert {row["rank"] for row in second["history"]} == {0.0}, "hooks run in the first process alone"

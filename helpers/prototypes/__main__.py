@@ -1,0 +1,75 @@
+"""The command line, with the options of the original:
+
+    python -m helpers.prototypes -c config.yaml --model.feature-layer maxpool4 --train.no-push-prototypes --seed 3
+    python -m helpers.prototypes --resume FOLDER
+    python -m helpers.prototypes goldilocks -h
+
+Every setting of `PrototypesStudy` is an option under its dotted name, with dashes or underscores; one that is on or off
+needs no value, and "no-" before its last name switches it off. -c, --config FILE is YAML with the same names, nested by
+section. Options win over the file, the file over --preset NAME, that over defaults. One seed is run unless --seeds says
+more. --resume FOLDER goes on with a run that was cut off.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from helpers import options
+from helpers.config import ConfigError, PlainError, suggest
+from helpers.downloads import DownloadError
+from helpers.prototypes.presets import PrototypesStudy
+
+COMMANDS = ("train", "goldilocks")  # the first one may go without saying
+OWN = {"config": False, "resume": False, "help": True}  # options that are no settings; True: on or off
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code, 2 after a mistake, which is told in one line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = words.pop(0) if words and not words[0].startswith("-") else COMMANDS[0]
+    try:
+        if command not in COMMANDS:
+            raise ConfigError(f"unknown command {command!r}: {suggest(command, COMMANDS)}")
+        if command == "goldilocks":
+            from helpers.prototypes import goldilocks
+
+            return goldilocks.main(words)
+        given = options.options(words, PrototypesStudy, OWN)
+        if given.pop("help", False):
+            logging.info("%s\n%s", __doc__, options.listing(PrototypesStudy, dashes=True))
+            return 0
+        train(given)
+    except (PlainError, DownloadError, FloatingPointError, ValueError) as error:
+        logging.error("%s", error)
+        return 2
+    return 0
+
+
+def resolve(given: dict) -> PrototypesStudy:
+    """The settings of ``given`` options."""
+    from helpers.prototypes.runs import GIT_HASH
+
+    return options.resolve(given, PrototypesStudy, defaults={"seeds": 1}, ignored=(GIT_HASH,))
+
+
+def train(given: dict) -> None:
+    """A run for each seed, or the rest of the one that is to be resumed."""
+    from helpers.prototypes import runs, tuning  # torch, which help does without
+
+    if folder := given.pop("resume", None):
+        if given:
+            raise ConfigError(f"--resume takes the settings of the run, not --{next(iter(given))}")
+        study = runs.read_config(Path(folder))
+        runs.run(study, study.seed, Path(folder), progress=True)
+        return
+    study = resolve(given)
+    for seed in range(study.seed, study.seed + study.seeds):
+        chosen = tuning.tuned(study, seed) if study.train.hparam_tune else study
+        logging.info("%s", runs.run(chosen, seed, progress=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""``python -m helpers.prototypes.publish toybirds``: ship what was trained and measured in the working folder.
+
+Ships the records of all fits and of the cuts, the weights that the notebook and its explorer look into, and the key
+figure.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from helpers import artifacts, config, figures, runtime
+from helpers.prototypes import examples, goldilocks
+from helpers.prototypes.fits import working_folder
+from helpers.prototypes.presets import PrototypesStudy
+from helpers.prototypes.study import Member, Shelf, collect, members
+from helpers.shelf import shipping
+
+SHIPPED = (examples.MAIN, "birdnet@stage2", "birdnet@stage4/protopnet")  # groups of whose first seed the weights are
+
+
+def publish(studies: list[PrototypesStudy], cuts: goldilocks.Goldilocks) -> list[str]:
+    """Make the working folder's records the shipped ones; returns their names. The first of ``studies``, if there are
+    any, is the one that is shown. All is checked before anything is replaced. Raises `ArtifactError` for what is
+    missing."""
+    out = working_folder(studies[0]) if studies else working_folder(PrototypesStudy())
+    source, here = Shelf(out), {"retrain": False, "reevaluate": False, "out": str(out)}
+    everyone = [member for study in studies for member in members(study.override(here))]
+    for study in studies:
+        collect(study.override(here))
+    goldilocks.collect(cuts.override(here))
+    names = [member.name for member in [*everyone, *goldilocks.members(cuts)]]
+    made = {
+        "settings": {study.preset: study.provenance() for study in [*studies, cuts]},
+        "environment": runtime.environment(),
+    }
+    with shipping(Shelf, made) as new:
+        for name in names:
+            artifacts.atomic_write(new.results / f"{name}.json", (source.results / f"{name}.json").read_bytes())
+        for shown in studies[:1]:
+            for group in SHIPPED:
+                member = Member(shown, group, shown.seed)
+                artifacts.atomic_write(new.weights_path(member), source.weights_path(member).read_bytes())
+            nets = examples.prototype_nets(examples.nets(shown, new))
+            key = examples.show(shown, next(iter(nets.values()))).looks_like(examples.KEY_IMAGE)
+            figures.save(key, new.results / "key_figure.png")
+    return names
+
+
+if __name__ == "__main__":
+    try:
+        cuts = goldilocks.Goldilocks().override({**goldilocks.Goldilocks.presets["reduced"]})
+        trained = [examples.published(preset) for preset in sys.argv[1:]]  # "toybirds" "cub_subset", as far as they are
+        print("\n".join(publish(trained, cuts)))
+    except config.PlainError as error:
+        sys.exit(f"Sightline: {error}")

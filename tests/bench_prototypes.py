@@ -1,0 +1,90 @@
+"""Speed of the prototypes study against the plain way, as ratios measured in one run (`conftest.compare`): `make
+bench`. The bounds are asserted."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from proto_patches import vgg16
+from receptive_reference import network, walked
+
+from helpers import runtime
+from helpers.prototypes.mapping import pixel_map
+from helpers.prototypes.models import build
+from helpers.prototypes.presets import Model
+from helpers.prototypes.projection import push
+from helpers.prototypes.receptive_field import receptive_field
+from helpers.prototypes.tracing import cut
+
+
+def cell_by_cell(similarity, field):
+    """H_max (spec section 4.1) as it is written: a window for every prototype and cell."""
+    kappa = max(np.diff(edges).max() for edges in field.edges)
+    u = np.arange(kappa) - (kappa - 1) / 2
+    s, heat = similarity.numpy(), np.zeros((*similarity.shape[:2], *field.input_size), np.float32)
+    for image, maps in zip(heat, s, strict=True):
+        for one, cells in zip(image, maps, strict=True):
+            for (i, j), value in np.ndenumerate(cells):
+                y0, y1, x0, x1 = field.box(i, j)
+                window = np.exp(-(u[:, None] ** 2 + u**2) / (2 * kappa**2))
+                window = window[kappa - (y1 - y0) :] if y0 == 0 else window[: y1 - y0]
+                window = window[:, kappa - (x1 - x0) :] if x0 == 0 else window[:, : x1 - x0]
+                one[y0:y1, x0:x1] = np.maximum(one[y0:y1, x0:x1], value * window / window.max())
+    return torch.from_numpy(heat)
+
+
+def test_maps_of_ten_prototypes(compare, threads):
+    """The clock is that of the core. A core with its caches to itself gains about 70; maps are bound by memory."""
+    threads(1)
+    field, found = vgg16("maxpool5"), {}
+    similarity = torch.rand(1, 10, *field.size, generator=runtime.generator(0, "similarity"))
+
+    def plain():
+        found["plain"] = cell_by_cell(similarity, field)
+
+    def ours():
+        found["ours"] = pixel_map(similarity, field)
+
+    ratio = compare("pixel maps of 10 prototypes, VGG16", plain, ours, rounds=9, clock=time.process_time)
+    assert torch.allclose(found["ours"], found["plain"], rtol=0, atol=1e-5)
+    assert ratio >= 25
+
+
+def test_projection(compare, threads):
+    """One pass at the speed of the pass alone."""
+    threads(1)
+    model = build(Model(), 10, 128, 0)
+    x = torch.rand(128, 3, 128, 128, generator=runtime.generator(0, "images"))
+    labels, indices = torch.arange(128) % 10, torch.arange(128)
+    batches = [(x[rows], labels[rows], indices[rows]) for rows in indices.split(64)]
+
+    def plain():
+        model.eval()
+        with torch.no_grad():
+            for some, *_ in batches:
+                model(some)
+
+    def ours():
+        push(model, batches)
+
+    assert compare("projection of 128 images", plain, ours, clock=time.process_time) >= 1 / 1.15
+
+
+@pytest.mark.parametrize("backbone, stage, size", [("vgg16", "features", 224), ("resnet18", "layer4", 384)])
+def test_receptive_fields(compare, threads, backbone, stage, size):
+    """In milliseconds, against a walk cell by cell. The clock is that of the core."""
+    threads(1)
+    part, found, spent = cut(network(backbone), stage), {}, []
+
+    def plain():
+        found["plain"] = walked(part, size, size)
+
+    def ours():
+        start = time.process_time()
+        found["ours"] = receptive_field(part, size)
+        spent.append(time.process_time() - start)
+
+    ratio = compare(f"receptive fields of {backbone}, {size} px", plain, ours, rounds=3, clock=time.process_time)
+    assert [[tuple(box) for box in line] for line in found["ours"].lookup.tolist()] == found["plain"]
+    assert ratio >= 100 and min(spent) < 0.05
