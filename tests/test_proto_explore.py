@@ -1,17 +1,20 @@
 """The explorer of prototypes, driven as plain Python; its numbers are those of the library."""
 
+from dataclasses import replace
+
 import ipywidgets
 import numpy as np
 import proto_patches
 import pytest
 import torch
+from PIL import ImageColor
 
 from helpers import widgets
 from helpers.config import ConfigError, data_config
 from helpers.data import toybirds
 from helpers.data.bird_scenes import PARTS
 from helpers.data.toybirds import ToyBirdsSettings
-from helpers.prototypes import drawings, explanations, models, presets, projection, views
+from helpers.prototypes import controls, drawings, explanations, models, presets, projection, views
 from helpers.prototypes.explore import Explorer
 from helpers.prototypes.models import Classifier
 from helpers.prototypes.pipelines import pipelines
@@ -347,7 +350,8 @@ def test_panels_say_what_the_look_holds(explorer):
     explorer.select(net="many", image=2, part="body", what="plum", spread="upsample")
     controls, look, lab = explorer.controls, explorer.look, explorer.lab
     for seen, panel in zip(look.evidence, controls.prototypes, strict=True):
-        assert f"prototype {seen.prototype}</b> adds {drawings.number(seen.after)}" in panel.head.value
+        kind = lab.classes[seen.prototype // 5]
+        assert f"prototype {seen.prototype} of {kind}</b> adds {drawings.number(seen.after)}" in panel.head.value
         change = "unchanged" if seen.after == seen.before else drawings.number(seen.after - seen.before, True)
         assert f", {change} by the edit" in panel.head.value
         assert f"training bird {seen.source}" in panel.panels["that"].note.value
@@ -373,6 +377,8 @@ def test_noise_panels_say_what_it_does(explorer):
     field, drawn = (panel.note.value for panel in explorer.controls.noises.values())
     assert "unchanged" in field and f"{explorer.noises[1].after:.4f}" in drawn
     assert explorer.controls.noise_note.value == ""
+    everything = replace(explorer.noises[0], box=(0, 32, 0, 32))
+    assert controls.moved(everything, 32) == "the box is the whole image"
 
 
 def test_an_edit_without_effect_is_explained(explorer):
@@ -444,6 +450,14 @@ def test_a_box_is_outlined_along_its_inner_edge(lab):
     assert (red == line).all() and (solid[ring & ~line] == 255).all() and not solid[~ring].any() and not blank.any()
     some = (dashed == [255, 0, 0]).all(2)
     assert 0.3 < some.sum() / line.sum() < 0.7 and not (some & ~line).any() and (dashed[ring & ~some] == 255).all()
+
+
+@pytest.mark.parametrize("box", [(0, 128, 0, 128), (112, 128, 112, 128), (20, 60, 100, 128)])
+def test_boxes_have_their_numbers_within_the_picture_even_if_they_are_the_same(box):
+    picture = drawings.numbered(torch.zeros(3, 128, 128), [box] * 4)
+    for tint in drawings.TINTS[1:]:  # the first one is also that of the outline in front
+        y, x = np.nonzero((picture == ImageColor.getrgb(tint)).all(2))
+        assert (np.ptp(y) + 1, np.ptp(x) + 1) == (16, 16)
 
 
 def test_what_is_outside_a_patch_is_pale_and_inside_it_is_as_it_is(lab):

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from receptive_reference import network, rows, stage_path, walked
+from receptive_reference import network, stage_path, walked
 from torch import nn
 
 from helpers import runtime
 from helpers.config import ConfigError
 from helpers.prototypes.receptive_field import receptive_field, receptive_fields, table
+from helpers.prototypes.released import rows
 from helpers.prototypes.tracing import cut, stages, trace
 from helpers.prototypes.verifier import landmarks, support, verify
 

@@ -9,7 +9,7 @@ import ipywidgets as w
 import numpy as np
 
 from helpers import widgets
-from helpers.data.bird_scenes import PARTS, SHAPES
+from helpers.data.bird_scenes import COLOURS, PARTS, SHAPES
 from helpers.prototypes import drawings, views
 from helpers.prototypes.drawings import TINTS, UPSAMPLED, number
 from helpers.prototypes.views import AS_IT_IS, SHOWN, Evidence, Noise, Reaction
@@ -68,8 +68,9 @@ class PrototypePanel:
         state, lab = explorer.state, explorer.lab
         moved = "unchanged" if seen.after == seen.before else number(seen.after - seen.before, True)
         change = f", {moved} by the edit" if state.edit else ""
-        text = f"prototype {seen.prototype}</b> adds {number(seen.after)}{change}"
-        self.head.value = f"<b>{self.place + 1}: {text}" + drawings.bar(seen.before, seen.after, most, self.tint)
+        name = f"<b>{self.place + 1}: {lab.named(state.net, seen.prototype)}</b>"
+        bar = drawings.bar(seen.before, seen.after, most, self.tint)
+        self.head.value = f"{name} adds {number(seen.after)}{change}{bar}"
         height, width = seen.box[1] - seen.box[0], seen.box[3] - seen.box[2]
         size = f"{height} × {width} px ({height * width / lab.settings.size**2:.0%})"
         source = "not projected yet" if seen.source < 0 else f"training bird {seen.source}"
@@ -196,8 +197,8 @@ class Controls:
 
 def what_options(part: str) -> list[tuple[str, str]]:
     """What can become of a part, as it is offered."""
-    kinds = {word: "" for word in views.choices(part)[:2]} | {word: "shape: " for word in SHAPES[part]}
-    return [(f"{kinds.get(word, 'colour: ')}{word}", word) for word in views.choices(part)]
+    kinds = {word: "shape: " for word in SHAPES[part]} | {word: "colour: " for word in COLOURS}
+    return [(kinds.get(word, "") + word, word) for word in views.choices(part)]
 
 
 def own(explorer: Explorer) -> str:
@@ -231,10 +232,9 @@ def reactions(explorer: Explorer) -> str:
 
 def _reaction(explorer: Explorer, reaction: Reaction) -> list[str]:
     lab, shown = explorer.lab, [seen.prototype for seen in explorer.look.evidence]
-    p, kind = reaction.prototype, int(lab.nets[explorer.state.net].prototype_class[reaction.prototype])
-    name = f"prototype {p}" + (f" of {lab.classes[kind]}" if kind >= 0 else "")
-    if p in shown:
-        place = shown.index(p)
+    name = lab.named(explorer.state.net, reaction.prototype)
+    if reaction.prototype in shown:
+        place = shown.index(reaction.prototype)
         name = f'<span style="color: {TINTS[place]}">●</span> {place + 1}: {name}'
     change = number(reaction.after - reaction.before, True)
     return [name, f"{number(reaction.before)} → {number(reaction.after)}", f"<b>{change}</b>",

@@ -73,14 +73,18 @@ def outlined(picture: np.ndarray, box: Box, tint: str, dashed: bool = False) -> 
 
 
 def numbered(pixels: Tensor, boxes: Sequence[Box]) -> np.ndarray:
-    """The picture with one box for each prototype, and their numbers side by side: boxes may be the same."""
+    """The picture with one box for each prototype and its number in the corner, or beside those that are there."""
     picture, font, side = shown(pixels), ImageFont.load_default(size=12), 16
     for place in reversed(range(len(boxes))):
         picture = outlined(picture, boxes[place], TINTS[place])
-    page = Image.fromarray(picture)
-    draw = ImageDraw.Draw(page)
+    page, taken = Image.fromarray(picture), []
+    draw, room = ImageDraw.Draw(page), page.width - side - 4
     for place, (top, _, left, _) in enumerate(boxes):
-        x, y = SCALE * left + place * (side + 1) + 4, SCALE * top + 4
+        x, y = min(SCALE * left + 4, room), min(SCALE * top + 4, room)
+        step = side + 1 if x < page.width / 2 else -side - 1
+        while any(abs(x - other_x) <= side and abs(y - other_y) <= side for other_x, other_y in taken):
+            x += step
+        taken.append((x, y))
         draw.rectangle((x, y, x + side - 1, y + side - 1), TINTS[place])
         draw.text((x + side / 2, y + side / 2), str(place + 1), "white", font, anchor="mm")
     return np.asarray(page)

@@ -13,7 +13,7 @@ What the controls do, these calls do, and the other way round.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -25,7 +25,7 @@ from helpers.prototypes import drawings, views
 from helpers.prototypes.controls import Controls
 from helpers.prototypes.drawings import TINTS
 from helpers.prototypes.models import ProtoNet
-from helpers.prototypes.views import AS_IT_IS, SHOWN, Edit, Evidence, Lab, Look, Noise, Order, Spread
+from helpers.prototypes.views import AS_IT_IS, SHOWN, Edit, Evidence, Explained, Lab, Look, Noise, Order, Spread
 
 SIDE = 170  # pixels of a picture of the static sheet
 STATIC = {"rf": "its map by receptive fields", "upsample": "its map, up-sampled", "boxes": "its boxes"}
@@ -41,7 +41,7 @@ class State(Settings):
     bird: int | None = None
     part: str = PARTS[0]
     what: str = AS_IT_IS
-    explained: Literal["predicted", "true"] | int = "predicted"
+    explained: Explained = "predicted"
     by: Order = "contribution"
     spread: Spread = "rf"
     noise: int | None = Field(None, ge=0, lt=SHOWN)

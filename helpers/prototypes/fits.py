@@ -203,7 +203,8 @@ def _parts(fit: Fit, data: Sets, model: Network, kept: Path, fabric: Fabric) -> 
     if not study.train.feature_variants:
         return data.train, data.validation
     variants = study.train.feature_variants if study.dataset.augment else 0
-    shared = study.dataset.n_train is None  # all images are wanted then: seeds, which split them, share their features
+    # seeds, which split the images, share their features where all are wanted, of a backbone that is the same for all
+    shared = study.dataset.n_train is None and study.model.pretrained
     whole = sets(study.dataset.override({"val_size": 0.0}), 0).train if shared else data.train
     seed = 0 if shared else fit.seed
     names = ("feature_extractor", "feature_layer", "pretrained", "weights")

@@ -28,6 +28,9 @@ Spread = Literal["rf", "upsample", "boxes"]
 """From cells to pixels: by what they see, by up-sampling, or boxes alone."""
 
 Order = Literal["contribution", "similarity"]
+Explained = Literal["predicted", "true"] | int
+"""A class, or the one that is true, or predicted for the bird as it is."""
+
 AS_IT_IS, REMOVED = "as it is", "removed"  # what becomes of a part, beside its shapes and colours
 SHOWN = 4  # prototypes of the class that is explained
 REACTING = 5  # prototypes that an edit changes most
@@ -36,7 +39,7 @@ SEED = 0  # of the noise
 
 
 class Edit(NamedTuple):
-    """What becomes of one part: `AS_IT_IS`, `REMOVED`, one of its shapes or a colour."""
+    """What becomes of one part: it is `REMOVED`, or gets another shape or colour."""
 
     part: str
     what: str
@@ -126,7 +129,7 @@ class Lab:
         self.nets, self.settings = dict(nets), settings
         self.classes = toybirds.class_names(settings.classes)
         for name, net in self.nets.items():
-            _check(name, net, settings)
+            _check(name, net, len(self.classes))
         self.fields = {name: receptive_field(net.features, settings.size) for name, net in self.nets.items()}
         self.streams = {name: toybirds.split(name, seed) for name in ("train", "test")}
         stream, count = self.streams["test"]
@@ -163,16 +166,17 @@ class Lab:
 
     # ----------------------------------------------------------------------------------------- what nets make of them
 
+    def named(self, name: str, prototype: int) -> str:
+        """A prototype of a net with its class, if it has one."""
+        kind = int(self.nets[name].prototype_class[prototype])
+        return f"prototype {prototype}" + (f" of {self.classes[kind]}" if kind >= 0 else "")
+
     def _seen(self, name: str, image: int, edit: Edit | None) -> Seen:
         return self._answer(name, self.inputs(self.pixels(image, edit)))
 
-    def look(
-        self, name: str, image: int, edit: Edit | None, explained: Literal["predicted", "true"] | int, by: Order,
-        spread: Spread,
-    ) -> Look:
-        """The net ``name`` on a bird. ``explained``: a class, or the one that is true, or predicted for the bird as it
-        is; its prototypes come in the order that they have for the bird as it is, so that they keep their places when
-        it is edited."""  # fmt: skip
+    def look(self, name: str, image: int, edit: Edit | None, explained: Explained, by: Order, spread: Spread) -> Look:
+        """The net ``name`` on a bird; the prototypes come in the order that they have for the bird as it is, so that
+        they keep their places when it is edited."""
         before, after = self.seen(name, image, None), self.seen(name, image, edit)
         named = {"predicted": before.predicted, "true": int(self.labels[image])}
         k = named.get(explained, explained)
@@ -268,11 +272,11 @@ def _stored(images: Tensor) -> Tensor:
     return (images * 255).round() / 255
 
 
-def _check(name: str, net: ProtoNet, settings: ToyBirdsSettings) -> None:
+def _check(name: str, net: ProtoNet, n_classes: int) -> None:
     if not isinstance(net, ProtoNet):
         raise ConfigError(f"the net {name} is a {type(net).__name__}, which has no prototypes")
-    if net.n_classes != settings.classes:
-        raise ConfigError(f"the net {name} knows {net.n_classes} classes, the birds have {settings.classes}")
+    if net.n_classes != n_classes:
+        raise ConfigError(f"the net {name} knows {net.n_classes} classes, the birds have {n_classes}")
 
 
 def _area(box: Box) -> int:
