@@ -1,5 +1,5 @@
-"""What the tests of receptive fields compare with, beside the table of `helpers.prototypes.released`: the stages that it
-means, and a plain walk of boxes from layer to layer, cell by cell."""
+"""What the tests of receptive fields compare with, beside the table of `helpers.prototypes.released`: the stages that
+it means, and a plain walk of boxes from layer to layer, cell by cell."""
 
 from __future__ import annotations
 
