@@ -355,6 +355,8 @@ def test_operations_without_a_rule_are_named():
         receptive_field(nn.Sequential(nn.Conv2d(1, 4, 3), nn.PixelShuffle(2)), 8)
     with pytest.raises(ConfigError, match="mode 'circular' is not supported"):
         receptive_field(nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"), 8)
+    with pytest.raises(ConfigError, match="joins maps side by side, not channels"):
+        receptive_field(Net(lambda m, x: torch.cat([x, x], dim=2)), 8)
     with pytest.raises(ConfigError, match="takes the rows of the map apart"):
         receptive_field(Net(lambda m, x: x.reshape(1, 3, 2, 4, 8).sum(2)), 8)
 

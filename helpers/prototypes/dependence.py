@@ -98,8 +98,13 @@ def combine(values: Sequence[Value]) -> Value:
 
 
 def join(values: Sequence[Value], dim: int) -> Value:
-    """Concatenated along ``dim``; along the rows of a map, or among tokens, each gets the hull of all."""
+    """Concatenated along ``dim``; tokens, beside a class token say, get the hull of all.
+
+    Raises `ConfigError` along rows or columns of a map.
+    """
     dim %= len(values[0].shape)
+    if len(values[0].shape) == 4 and any(axis.dim == dim for value in values for axis in value.axes):
+        raise ConfigError("joins maps side by side, not channels")
     shape = list(values[0].shape)
     shape[dim] = sum(value.shape[dim] for value in values)
     values = [mix(value, [dim]) for value in values]
