@@ -13,6 +13,7 @@ from __future__ import annotations
 import html
 import io
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
@@ -108,7 +109,7 @@ def outlined(picture: np.ndarray, region: np.ndarray, tint: str = "#00d0b0", wid
 def png(picture: np.ndarray) -> bytes:
     """uint8 [H, W, 3] as a PNG file, packed lightly: it is on its way to a screen, not to a disk."""
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG", compress_level=1)
+    Image.fromarray(picture).save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)  # the quickest, and small
     return file.getvalue()
 
 

@@ -134,6 +134,21 @@ def click(browser, tooltip):
     until(clicked, f"{tooltip} can be clicked", 20)
 
 
+def choose(browser, name, text):
+    """Choose ``text`` from the list of this name, once it offers it; the page may put another list in its place."""
+    from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+    from selenium.webdriver.support.select import Select
+
+    def chosen():
+        try:
+            Select(browser.find_element("css selector", f".sightline-{name} select")).select_by_visible_text(text)
+        except (NoSuchElementException, StaleElementReferenceException):
+            return False
+        return True
+
+    until(chosen, f"{text} can be chosen", 20)
+
+
 def picture(browser, name):
     return browser.execute_async_script(PICTURE, name)
 

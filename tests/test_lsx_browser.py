@@ -1,7 +1,7 @@
 """The explorer of self-explaining nets in a real browser: keys and clicks change what it shows."""
 
 import pytest
-from browsing import browser, changes, click, find, picture, served, until, with_browser
+from browsing import browser, changes, choose, click, find, picture, served, until, with_browser
 
 __all__ = ["browser"]  # a fixture
 
@@ -31,10 +31,6 @@ def page(tmp_path_factory):
 
 def test_keys_and_clicks_change_the_pictures(page, browser, tmp_path):
     from selenium.webdriver.common.keys import Keys
-    from selenium.webdriver.support.select import Select
-
-    def choose(name, text):
-        Select(browser.find_element("css selector", f".sightline-{name} select")).select_by_visible_text(text)
 
     def text():
         return browser.find_element("css selector", ".sightline").text
@@ -48,13 +44,13 @@ def test_keys_and_clicks_change_the_pictures(page, browser, tmp_path):
     changes(browser, lambda: slider.send_keys(Keys.END), "left-0", "left-1")
     until(lambda: "Highest 100 % removed" in text(), "the title says how much goes")
     changes(browser, lambda: click(browser, "these pixels and nothing else"), "left-0", "left-1")
-    changes(browser, lambda: choose("digit", "3"), "image-0", "map-0", "image-1", "map-1")
+    changes(browser, lambda: choose(browser, "digit", "3"), "image-0", "map-0", "image-1", "map-1")
     changes(browser, lambda: click(browser, "the next image"), "image-0", "map-0")
-    changes(browser, lambda: choose("decoy", "2 (grey 205)"), "image-0", "map-0")
+    changes(browser, lambda: choose(browser, "decoy", "2 (grey 205)"), "image-0", "map-0")
     until(lambda: "on the decoy" in text(), "the share of the map is said")
-    changes(browser, lambda: choose("corner", "lower right"), "image-0", "image-1")
-    changes(browser, lambda: choose("norm", "batch maximum"), "map-0")
-    changes(browser, lambda: choose("trained", "decoys"), "map-0", "map-1")
+    changes(browser, lambda: choose(browser, "corner", "lower right"), "image-0", "image-1")
+    changes(browser, lambda: choose(browser, "norm", "batch maximum"), "map-0")
+    changes(browser, lambda: choose(browser, "trained", "decoys"), "map-0", "map-1")
 
     thumbnail = find(browser, "button.sightline-thumbnail")[0]
     assert thumbnail.value_of_css_property("background-image").startswith('url("data:image/png')

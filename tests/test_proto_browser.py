@@ -1,7 +1,7 @@
 """The explorer of prototypes in a real browser: keys and clicks change what it shows."""
 
 import pytest
-from browsing import browser, changes, click, find, picture, served, until, with_browser
+from browsing import browser, changes, choose, click, find, picture, served, until, with_browser
 
 __all__ = ["browser"]  # a fixture
 
@@ -36,9 +36,6 @@ def test_keys_and_clicks_change_the_pictures(page, browser, tmp_path):
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.select import Select
 
-    def choose(name, text):
-        Select(browser.find_element("css selector", f".sightline-{name} select")).select_by_visible_text(text)
-
     def text():
         return browser.find_element("css selector", ".sightline").text
 
@@ -47,14 +44,14 @@ def test_keys_and_clicks_change_the_pictures(page, browser, tmp_path):
     assert browser.find_element("css selector", ".jp-OutputArea img").get_attribute("src").startswith("data:image/png")
     assert "Remove or change a part" in text() and not find(browser, ".sightline-reactions table")
 
-    choose("part", "body")
-    changes(browser, lambda: choose("what", "colour: plum"), "bird", "map-0")
+    choose(browser, "part", "body")
+    changes(browser, lambda: choose(browser, "what", "colour: plum"), "bird", "map-0")
     until(lambda: len(find(browser, ".sightline-reactions tbody tr")) == 5, "the prototypes that react are listed")
     changes(browser, lambda: click(browser, "as if a cell were about its block of the image"), "map-0", "map-3")
-    changes(browser, lambda: choose("net", "birdnet@stage3"), "this-0", "that-0", "map-0", "before")
+    changes(browser, lambda: choose(browser, "net", "birdnet@stage3"), "this-0", "that-0", "map-0", "before")
     changes(browser, lambda: click(browser, "the next bird"), "bird", "before", "this-0")
-    changes(browser, lambda: choose("bird", "fern"), "bird", "before")
-    changes(browser, lambda: choose("explained", "aster"), "that-0", "map-0")
+    changes(browser, lambda: choose(browser, "bird", "fern"), "bird", "before")
+    changes(browser, lambda: choose(browser, "explained", "aster"), "that-0", "map-0")
 
     noise = browser.find_element("css selector", ".sightline-noise select")
     Select(noise).select_by_index(2)
