@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -169,7 +169,8 @@ def _explain(error: Mapping[str, Any], schema: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in error["loc"]) or schema.__name__
     if error["type"] == "extra_forbidden":
         *parents, name = error["loc"]
-        for parent in parents:  # settings within settings
-            schema = schema.model_fields[parent].annotation
+        for parent in parents:  # settings within settings, which may be None
+            kind = schema.model_fields[parent].annotation
+            schema = next(k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, BaseModel))
         return f"unknown setting {where!r}: {suggest(name, schema.model_fields)}"
     return f"{where}: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r})"

@@ -3,13 +3,17 @@
     given = options(words, PrototypesStudy, own={"config": False, "help": True})   # --model.feature-layer maxpool4
     study = resolve(given, PrototypesStudy)
 
+`command_line` is the program around that.
+
 Every setting is an option under its dotted name; dashes and underscores are the same. One that is on or off needs no
 value, and ``--train.no-checkpoint`` is ``--train.checkpoint false``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -18,11 +22,40 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from helpers.config import ConfigError, Study, literal, suggest
+from helpers.config import ConfigError, PlainError, Study, literal, suggest
+from helpers.downloads import DownloadError
 
 SHORT = {"-c": "--config", "-h": "--help"}
 
 S = TypeVar("S", bound=Study)
+
+
+def command_line(run: Callable[[list[str]], None], arguments: Sequence[str] | None = None) -> int:
+    """``run(words)`` with ``arguments``, or those of the program, and what it logs on the standard output; returns the
+    exit code, 2 after a mistake, which is told in one line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        run(list(sys.argv[1:] if arguments is None else arguments))
+    except (PlainError, DownloadError, FloatingPointError, ValueError) as error:
+        logging.error("%s", error)
+        return 2
+    return 0
+
+
+def command(words: list[str], known: Collection[str]) -> str:
+    """Takes the command off ``words``; the first of ``known`` may go without saying. Raises `ConfigError` for one that
+    there is not."""
+    found = words.pop(0) if words and not words[0].startswith("-") else next(iter(known))
+    if found not in known:
+        raise ConfigError(f"unknown command {found!r}: {suggest(found, known)}")
+    return found
+
+
+def helped(given: dict[str, Any], schema: type[Study], about: str, *, dashes: bool = False) -> bool:
+    """Whether ``given`` asks for help, which is then told: ``about``, and every setting."""
+    if asked := given.pop("help", False):
+        logging.info("%s\n%s", about, listing(schema, dashes=dashes))
+    return asked
 
 
 def fields(schema: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:

@@ -125,8 +125,9 @@ def _as_it_is(member: Member, shelf: RecordShelf) -> dict[str, Any]:
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """``rows`` with equal keys as one list a key, numbers `rounded`."""
-    return {name: [rounded(row[name]) for row in rows] for name in rows[0]}
+    """``rows`` as one list a key, numbers `rounded`; null where a row has nothing to say."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [rounded(row.get(name)) for row in rows] for name in names}
 
 
 def rounded(value: Any) -> Any:

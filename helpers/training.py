@@ -254,11 +254,16 @@ def _kept(before: dict[str, Tensor], state: dict[str, Tensor], epoch: int, avera
 def log_csv(history: Sequence[dict[str, float | None]]) -> str:
     """The history as CSV: epoch, step, loss (mean since the row before), score (empty: none better), learning rate, and
     what else there is in some row."""
+    return as_csv(history, COLUMNS)
+
+
+def as_csv(rows: Sequence[dict[str, Any]], first: Sequence[str] = ()) -> str:
+    """``rows`` with their keys as columns, those of ``first`` first; empty where a row lacks one."""
     text = io.StringIO()
-    names = dict.fromkeys((*COLUMNS, *(name for row in history for name in row)))
+    names = dict.fromkeys((*first, *(name for row in rows for name in row)))
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(history)
+    writer.writerows(rows)
     return text.getvalue()
 
 

@@ -152,6 +152,13 @@ def test_an_unknown_name_within_a_value_is_refused_with_its_own_neighbours():
     assert message == "unknown setting 'pair.left.stpes': did you mean steps?"
 
 
+def test_an_unknown_name_within_settings_that_may_be_none_is_refused_too():
+    class Study(Settings):
+        pair: Pair | None = None
+
+    assert refusal(Study().override, {"pair": {"lft": {}}}) == "unknown setting 'pair.lft': did you mean left?"
+
+
 def test_overriding_leaves_the_original_alone():
     study = Example()
     study.override({"pair.left.rate": 0.7})

@@ -234,6 +234,18 @@ def test_a_loss_that_is_not_finite_stops_with_its_place(monkeypatch, tmp_path):
         fits.train(Fit(study(), 0), tmp_path)
 
 
+def test_cells_that_see_whole_images_are_told_of_before_the_training(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(fits.info, "WHOLE", 1.0)  # percent, less than a cell of this small net sees
+    monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("it was trained"))
+    with pytest.raises(pytest.fail.Exception):
+        fits.train(Fit(study(), 0), tmp_path)
+    assert "prototypes will stand for whole images" in caplog.text
+    caplog.clear()
+    with pytest.raises(pytest.fail.Exception):
+        fits.train(Fit(study(model__name="classifier"), 0), tmp_path)
+    assert "prototypes" not in caplog.text
+
+
 def test_averaged_weights_get_statistics_and_patches_of_their_own(tmp_path):
     fit = Fit(study(train__stochastic_weight_averaging=True, train__epochs=8), 0)
     record = fits.train(fit, tmp_path)

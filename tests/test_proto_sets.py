@@ -15,6 +15,7 @@ from helpers.data import cars, cifar10, cub
 from helpers.data.image_folder import Photographs
 from helpers.data.images import Images
 from helpers.downloads import DownloadError
+from helpers.prototypes.batches import Batches
 from helpers.prototypes.pipelines import locate, locate_legacy, pipelines, resize, view
 from helpers.prototypes.presets import Dataset, PrototypesStudy
 from helpers.prototypes.sets import ahead, balanced, part_locations, sets, split
@@ -229,28 +230,26 @@ def test_augmentation_is_a_function_of_seed_epoch_repeat_and_image(small_cars):
     assert torch.equal(again.augmented(data.train.indices[rows], 0, 1), first)
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_batches_are_the_same_with_any_number_of_threads(small_cars, workers):
+def test_batches_of_photographs_are_an_order_of_their_own_each_time_augmented_anew(small_cars):
     part = sets(small_cars, 42).train
-    batches = list(part.batches(10, 5, 2, augmented=True, repeat=2, drop_last=True, workers=workers))
+    batches = list(Batches(10, 5, torch.device("cpu"), factor=2).epoch(part, 2))
     order = torch.randperm(72, generator=runtime.generator(5, "order", 2))[:70]
-    assert torch.cat([indices for *_, indices in batches]).tolist() == part.indices[order % 36].tolist()
-    x, labels, indices = batches[3]
+    assert torch.cat([labels for _, labels in batches]).tolist() == part.labels[order % 36].tolist()
     some = order[30:40]
-    assert torch.equal(x, part.augmented(some % 36, 5, 2, some // 36)) and torch.equal(labels, indices % 4)
+    assert torch.equal(batches[3][0], part.augmented(some % 36, 5, 2, some // 36))
 
 
-def test_without_a_seed_batches_come_in_the_order_of_the_rows(small_cars):
+def test_images_as_they_are_tested_come_in_their_order(small_cars):
     part = sets(small_cars, 42).train
-    batches = list(part.batches(10))
+    batches = list(Batches(10, 5, torch.device("cpu")).plain(part))
     assert [len(labels) for _, labels, _ in batches] == [10, 10, 10, 6]
     assert torch.equal(torch.cat([indices for *_, indices in batches]), part.indices)
     assert torch.equal(batches[3][0], part.inputs(slice(30, 36)))
-    assert len(list(part.batches(10, drop_last=True))) == 3
-    with pytest.raises(ConfigError, match="36 images are no batch of 64"):
-        part.batches(64, drop_last=True)
-    with pytest.raises(ConfigError, match="need a seed"):
-        part.batches(8, augmented=True)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_threads_do_the_work_in_order(workers):
+    assert list(ahead(lambda k: k * k, range(9), workers)) == [k * k for k in range(9)]
 
 
 def test_threads_are_a_little_ahead_and_pass_errors_on():

@@ -18,8 +18,6 @@ from helpers import options
 from helpers.causal_graphs import page, steps
 from helpers.causal_graphs.presets import CausalGraphsStudy
 from helpers.causal_graphs.study import checkpoints
-from helpers.config import ConfigError, PlainError, suggest
-from helpers.downloads import DownloadError
 
 STEPS: dict[str, dict[str, bool]] = {
     "run": {},
@@ -29,7 +27,7 @@ STEPS: dict[str, dict[str, bool]] = {
     "evaluate": {"eval_attr": True},
     "view": {},
 }
-"""What each command switches on; all but ``run`` switch the others off."""
+"""What each command switches on; all but ``run``, which may go without saying, switch the others off."""
 
 OWN = {"config": False, "help": True}  # options that are no settings; True: on or off
 SWITCHES = ("learn_explainer", "graph_stab", "gen_attr", "save_attr", "vis_attr", "baseline_attr", "eval_attr")
@@ -37,24 +35,18 @@ SWITCHES = ("learn_explainer", "graph_stab", "gen_attr", "save_attr", "vis_attr"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    command = words.pop(0) if words and not words[0].startswith("-") else ""
-    try:
-        given = options.options(words, CausalGraphsStudy, OWN)
-        if given.pop("help", False):
-            logging.info("%s\n%s", __doc__, options.listing(CausalGraphsStudy))
-            return 0
-        if command not in STEPS:
-            raise ConfigError(f"unknown command {command!r}: {suggest(command, STEPS)}")
-        study = resolve(command, given)
-        logging.info("%s", yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, default_flow_style=None))
-        for path in view(study) if command == "view" else steps.run(study):
-            logging.info("%s", path)
-    except (PlainError, DownloadError, ValueError) as error:
-        logging.error("%s", error)
-        return 2
-    return 0
+    return options.command_line(_run, arguments)
+
+
+def _run(words: list[str]) -> None:
+    command = options.command(words, STEPS)
+    given = options.options(words, CausalGraphsStudy, OWN)
+    if options.helped(given, CausalGraphsStudy, __doc__):
+        return
+    study = resolve(command, given)
+    logging.info("%s", yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, default_flow_style=None))
+    for path in view(study) if command == "view" else steps.run(study):
+        logging.info("%s", path)
 
 
 def resolve(command: str, given: dict[str, Any]) -> CausalGraphsStudy:

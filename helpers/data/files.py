@@ -58,14 +58,19 @@ def verify(folder: Path, files: Mapping[str, Mapping[str, Any]], title: str, oth
             f"  without a download: {hint}"
         )
     for name, facts in files.items():
-        path = folder / name
-        if (found := _sha256(path, path.stat().st_mtime_ns)) != facts["sha256"]:
-            raise DownloadError(
-                f"{path} is not the file it should be: its sha256 is {found}, not {facts['sha256']}\n"
-                f"  by hand: put the right one there\n  without a download: {hint}"
-            )
+        check(folder / name, facts["sha256"], hint)
+
+
+def check(path: Path, sha256: str, hint: str = HINT) -> None:
+    """Raises `DownloadError` unless the sha256 of ``path`` begins with ``sha256``."""
+    if not (found := _sha256(path, path.stat().st_mtime_ns)).startswith(sha256):
+        raise DownloadError(
+            f"{path} is not the file it should be: its sha256 is {found}, not {sha256}\n"
+            f"  by hand: put the right one there\n  without a download: {hint}"
+        )
 
 
 @lru_cache(maxsize=256)
-def _sha256(path: Path, version: int) -> str:
+def _sha256(path: Path, changed: int) -> str:
+    """Of ``path``, for as long as it was not ``changed`` [ns]."""
     return artifacts.sha256(path)

@@ -17,8 +17,7 @@ import sys
 from pathlib import Path
 
 from helpers import options
-from helpers.config import ConfigError, PlainError, suggest
-from helpers.downloads import DownloadError
+from helpers.config import ConfigError
 from helpers.prototypes.presets import PrototypesStudy
 
 COMMANDS = ("train", "goldilocks")  # the first one may go without saying
@@ -26,26 +25,19 @@ OWN = {"config": False, "resume": False, "help": True}  # options that are no se
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code, 2 after a mistake, which is told in one line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    command = words.pop(0) if words and not words[0].startswith("-") else COMMANDS[0]
-    try:
-        if command not in COMMANDS:
-            raise ConfigError(f"unknown command {command!r}: {suggest(command, COMMANDS)}")
-        if command == "goldilocks":
-            from helpers.prototypes import goldilocks
+    """Run one command; returns the exit code."""
+    return options.command_line(_run, arguments)
 
-            return goldilocks.main(words)
-        given = options.options(words, PrototypesStudy, OWN)
-        if given.pop("help", False):
-            logging.info("%s\n%s", __doc__, options.listing(PrototypesStudy, dashes=True))
-            return 0
+
+def _run(words: list[str]) -> None:
+    if options.command(words, COMMANDS) == "goldilocks":
+        from helpers.prototypes import goldilocks
+
+        goldilocks.command(words)
+        return
+    given = options.options(words, PrototypesStudy, OWN)
+    if not options.helped(given, PrototypesStudy, __doc__, dashes=True):
         train(given)
-    except (PlainError, DownloadError, FloatingPointError, ValueError) as error:
-        logging.error("%s", error)
-        return 2
-    return 0
 
 
 def resolve(given: dict) -> PrototypesStudy:

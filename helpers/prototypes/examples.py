@@ -12,8 +12,8 @@ from torch import Tensor
 from helpers import runtime
 from helpers.artifacts import ArtifactError
 from helpers.prototypes import figures
-from helpers.prototypes.explanations import Box, Evidence, Explanation, explain, training_patch
-from helpers.prototypes.mapping import pixel_map
+from helpers.prototypes.explanations import Evidence, Explanation, explain, training_patch
+from helpers.prototypes.mapping import in_box, pixel_map
 from helpers.prototypes.models import Network, ProtoNet
 from helpers.prototypes.presets import PrototypesStudy
 from helpers.prototypes.receptive_field import ReceptiveField, receptive_field
@@ -85,7 +85,7 @@ class Shown:
         that up-sampling draws are noise, each with the similarity at the prototype's cell."""
         x = self.x(image)
         noise = torch.randn(x.shape, generator=runtime.generator(seed, "noise"))
-        box, drawn = (in_box(shape, x.shape[1:]) for shape in (evidence.box, evidence.upsampled_box))
+        box, drawn = (in_box(shape, x) for shape in (evidence.box, evidence.upsampled_box))
         marks = [(evidence.box, figures.EXACT, False), (evidence.upsampled_box, figures.DRAWN, True)]
         found = []
         for name, replaced in (
@@ -120,13 +120,6 @@ class Shown:
 def show(study: PrototypesStudy, net: ProtoNet) -> Shown:
     data = sets(study.dataset, study.seed)
     return Shown(net, data, receptive_field(net.features, data.train.input_size))
-
-
-def in_box(box: Box, size: tuple[int, int]) -> Tensor:
-    """bool [H, W]: the pixels in ``box``."""
-    mask = torch.zeros(tuple(size), dtype=torch.bool)
-    mask[box[0] : box[1], box[2] : box[3]] = True
-    return mask
 
 
 def _picture(x: Tensor) -> np.ndarray:

@@ -21,7 +21,7 @@ from torch import Tensor
 from helpers import runtime
 from helpers.attribution.base import evaluating
 from helpers.config import ConfigError, suggest
-from helpers.prototypes.mapping import boxes, cells, upsample_box
+from helpers.prototypes.mapping import boxes, cells, in_box, upsample_box
 from helpers.prototypes.models import Output, ProtoNet
 from helpers.prototypes.receptive_field import ReceptiveField
 
@@ -135,7 +135,7 @@ def proof(model: ProtoNet, x: Tensor, prototype: int, field: ReceptiveField, *, 
     """
     similarity, flat = _similarity(model, x, prototype, field)
     box, before = _tuple(boxes(flat, field)), float(similarity.max())
-    inside = _mask(box, x)
+    inside = in_box(box, x)
     outer = _under_noise(model, x, prototype, field, ~inside, seed, draws)
     inner = _under_noise(model, x, prototype, field, inside, seed, draws)
     return Proof(
@@ -156,8 +156,8 @@ def hidden_by_upsampling(
     similarity, flat = _similarity(model, x, prototype, field)
     box, before = _tuple(boxes(flat, field)), float(similarity.max())
     drawn = _tuple(upsample_box(similarity[None, None], field.input_size)[0, 0])
-    inside = _mask(box, x)
-    hidden = inside & ~_mask(drawn, x)
+    inside = in_box(box, x)
+    hidden = inside & ~in_box(drawn, x)
     change = (_under_noise(model, x, prototype, field, hidden, seed, draws)[:, flat] - before).abs()
     share = float(hidden.sum() / inside.sum())
     return Hidden(box, drawn, share, before, float(change.max()), float(change.mean()))
@@ -216,13 +216,6 @@ def _under_noise(
     noise = torch.randn(draws, *x.shape, generator=runtime.generator(seed, "noise")).to(x)
     changed = [_similarity(model, torch.where(mask, n, x), prototype, field)[0] for n in noise]
     return torch.stack(changed).flatten(1)
-
-
-def _mask(box: Box, x: Tensor) -> Tensor:
-    """bool [H, W]: the pixels of x [C, H, W] in the box."""
-    mask = torch.zeros(x.shape[1:], dtype=torch.bool, device=x.device)
-    mask[box[0] : box[1], box[2] : box[3]] = True
-    return mask
 
 
 def _tuple(values: Tensor) -> tuple[int, ...]:

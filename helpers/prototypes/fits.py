@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,11 +23,11 @@ from helpers.prototypes import info, models, optimisation, presets, steps
 from helpers.prototypes.batches import DEBUG_BATCHES, Batches, Part
 from helpers.prototypes.course import Course
 from helpers.prototypes.features import store
-from helpers.prototypes.models import Network
+from helpers.prototypes.models import Network, ProtoNet
 from helpers.prototypes.presets import PrototypesStudy
 from helpers.prototypes.receptive_field import ReceptiveField, receptive_field
 from helpers.prototypes.sets import Sets, sets
-from helpers.records import rounded
+from helpers.records import columns, rounded
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -143,6 +143,9 @@ def _train(
     study, folder = fit.study, out / fit.name
     data = sets(study.dataset, fit.seed)
     model = models.build(study.model, len(data.train.classes), data.train.input_size, fit.seed)
+    field = _seen(model, data.train.input_size)
+    if fabric.global_rank == 0 and field and isinstance(model, ProtoNet) and (warning := info.too_much_seen(field)):
+        log.warning("%s", warning)
     model = model.to(memory_format=torch.channels_last)  # half as long on a CPU
     optimizer = optimisation.make(study.optimizer, optimisation.groups(model, study.optimizer))
     feed = _feed(fit, fabric, len(data.train.labels))
@@ -174,7 +177,7 @@ def _train(
             model.load_state_dict(outcome.state)
             if course.averaged_from is not None:
                 outcome.history[-1] |= course.settle(model)
-            record = _keep(fit, out, model, data, outcome, feed)
+            record = _keep(fit, out, model, data, outcome, feed, field)
         return fabric.broadcast(record)
 
 
@@ -252,12 +255,19 @@ def _check(path: Path, facts: Mapping[str, Any], fit: Fit) -> None:
         raise artifacts.ArtifactError(f"{path} is not of {fit.name}: delete it and run again")
 
 
-def _keep(fit: Fit, out: Path, model: Network, data: Sets, outcome: training.Outcome, feed: Batches) -> dict[str, Any]:
+def _keep(
+    fit: Fit,
+    out: Path,
+    model: Network,
+    data: Sets,
+    outcome: training.Outcome,
+    feed: Batches,
+    field: ReceptiveField | None,
+) -> dict[str, Any]:
     """Test the final weights, write them and all that is known of them; return that."""
     study, model = fit.study, model.eval().to(feed.device)
     size = data.train.input_size
     test = steps.evaluate(model, feed.plain(data.test, study.test.batch_size), study.loss)
-    field = _seen(model, size)
     seconds = {"train_seconds": outcome.seconds, "epoch_seconds": outcome.seconds / study.train.epochs}
     x, *_ = next(feed.plain(data.test, study.test.batch_size))
     settings = {name: getattr(study, name).model_dump(mode="json", exclude={"root"}) for name in SECTIONS}
@@ -293,12 +303,6 @@ def _seen(model: Network, size: int) -> ReceptiveField | None:
     except ConfigError as error:
         log.warning("no receptive field: %s", error)
         return None
-
-
-def columns(history: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """One list a column, None where an epoch has nothing to say of it."""
-    names = dict.fromkeys(name for row in history for name in row)
-    return {name: [rounded(row.get(name)) for row in history] for name in names}
 
 
 def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,8 +26,7 @@ import pandas as pd
 from pydantic import Field
 
 from helpers import artifacts, config, options, records, workers
-from helpers.config import ConfigError, PlainError, Several, Study, suggest
-from helpers.downloads import DownloadError
+from helpers.config import ConfigError, Several, Study, suggest
 from helpers.prototypes import backbones, fits, presets
 from helpers.prototypes.goldilocks_fits import file_name, fits_folder, measure
 from helpers.prototypes.goldilocks_tables import frame, summary
@@ -254,23 +253,20 @@ def run(member: Member, shelf: Shelf) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``--debug`` takes the preset "quick"; results go to ``hackjob`` in the working folder, under the time of day.
-    Returns the exit code, 2 after a mistake, which is told in one line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    try:
-        given = options.options(sys.argv[1:] if arguments is None else arguments, Goldilocks, OWN)
-        if given.pop("help", False):
-            logging.info("%s\n%s", __doc__, options.listing(Goldilocks))
-            return 0
-        if given.pop("debug", False):
-            given = {"preset": "quick"} | given
-        study = options.resolve(given, Goldilocks)
-        for path in write(accuracies(study), fits.working_folder(study) / "hackjob"):
-            logging.info("%s", path)
-    except (PlainError, DownloadError, FloatingPointError, ValueError) as error:
-        logging.error("%s", error)
-        return 2
-    return 0
+    """Run the command; returns the exit code."""
+    return options.command_line(command, arguments)
+
+
+def command(words: list[str]) -> None:
+    """``--debug`` takes the preset "quick"; results go to ``hackjob`` in the working folder, under the time of day."""
+    given = options.options(words, Goldilocks, OWN)
+    if options.helped(given, Goldilocks, __doc__):
+        return
+    if given.pop("debug", False):
+        given = {"preset": "quick"} | given
+    study = options.resolve(given, Goldilocks)
+    for path in write(accuracies(study), fits.working_folder(study) / "hackjob"):
+        logging.info("%s", path)
 
 
 def write(table: pd.DataFrame, folder: Path) -> tuple[Path, Path]:

@@ -15,7 +15,7 @@ result, [B, P, H, W], but no place here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -116,6 +116,13 @@ def bounding_box(mask: Tensor) -> Tensor:
         first, last = line.argmax(-1), line.shape[-1] - line.flip(-1).argmax(-1)
         sides += [first, last * line.amax(-1)]
     return torch.stack(sides, -1)
+
+
+def in_box(box: Sequence[int], like: Tensor) -> Tensor:
+    """bool [H, W]: the pixels of ``like`` [..., H, W] in ``box`` (y0, y1, x0, x1, half-open)."""
+    mask = torch.zeros(like.shape[-2:], dtype=torch.bool, device=like.device)
+    mask[box[0] : box[1], box[2] : box[3]] = True
+    return mask
 
 
 def cells(flat: Tensor, field: ReceptiveField) -> Tensor:

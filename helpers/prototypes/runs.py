@@ -12,8 +12,6 @@ runs them again, and ``--resume FOLDER`` goes on with what was cut off.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import shutil
 import subprocess
@@ -24,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from helpers import artifacts, config, options
+from helpers import artifacts, config, options, training
 from helpers.prototypes import fits, losses
 from helpers.prototypes.fits import Fit
 from helpers.prototypes.models import Network
@@ -120,7 +118,7 @@ def _write(folder: Path, fit: Fit, record: Mapping[str, Any]) -> None:
     rows = _rows(record, study)
     scores = {f"test_{name}": value for name, value in _weighted(record["test"], study.loss).items()}
     test_row = {"epoch": rows[-1]["epoch"], "step": rows[-1]["step"], **scores}
-    artifacts.atomic_write(version / "metrics.csv", _csv([*rows, test_row]))
+    artifacts.atomic_write(version / "metrics.csv", training.as_csv([*rows, test_row]))
     _write_yaml(results / "scores.yaml", [scores])
     _write_yaml(results / "model_info.yaml", record["info"] | {"receptive_field": record["receptive_field"]})
     artifacts.save_json(results / "record.json", record)
@@ -155,15 +153,6 @@ def _weighted(told: Mapping[str, Any], loss: Loss) -> dict[str, Any]:
         if term in WEIGHTS and value is not None:
             found[f"{name}_weighted"] = value * getattr(loss, WEIGHTS[term])
     return found
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    names = dict.fromkeys(name for row in rows for name in row)
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _tell_tensorboard(folder: Path, scores: Mapping[str, float | None], step: int) -> None:

@@ -74,39 +74,6 @@ class Part:
         images = [self._augmented(i, seed, epoch, r) for i, r in zip(indices.tolist(), repeats, strict=True)]
         return self.pipeline.normalise(self._stacked(images))
 
-    def batches(
-        self,
-        batch_size: int,
-        seed: int | None = None,
-        epoch: int = 0,
-        *,
-        augmented: bool = False,
-        repeat: int = 1,
-        drop_last: bool = False,
-        workers: int | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(inputs, labels, indices) of all images, ``repeat`` times, made by threads while the caller is busy.
-
-        The order is one of (seed, epoch); without a seed, that of the rows. ``workers``: threads (default: torch's); 0:
-        none. What comes is the same with any number of them. Raises `ConfigError` for what leaves no batch.
-        """
-        if augmented and seed is None:
-            raise ConfigError("augmented batches need a seed")
-        n = len(self) * repeat
-        generator = runtime.generator(seed, "order", epoch) if seed is not None else None
-        chunks = (torch.randperm(n, generator=generator) if generator else torch.arange(n)).split(batch_size)
-        if drop_last and len(chunks[-1]) < batch_size:
-            chunks = chunks[:-1]
-        if not chunks:
-            raise ConfigError(f"{n} images are no batch of {batch_size}, and smaller ones are left out")
-
-        def batch(chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            rows = chunk % len(self)
-            x = self.augmented(rows, seed, epoch, chunk // len(self)) if augmented else self.inputs(rows)
-            return x, self.labels[rows], self.indices[rows]
-
-        return ahead(batch, chunks, torch.get_num_threads() if workers is None else workers)
-
     def _indices(self, rows: Rows) -> Tensor:
         return self.indices[rows if isinstance(rows, slice | Tensor) else torch.as_tensor(rows, dtype=torch.long)]
 

@@ -19,7 +19,7 @@ from helpers.data import toybirds
 from helpers.data.bird_scenes import COLOURS, PARTS, SHAPES
 from helpers.data.toybirds import Birds, ToyBirdsSettings
 from helpers.prototypes.explanations import Box
-from helpers.prototypes.mapping import boxes, pixel_map, upsample_box
+from helpers.prototypes.mapping import boxes, in_box, pixel_map, upsample_box
 from helpers.prototypes.models import ProtoNet
 from helpers.prototypes.pipelines import pipelines
 from helpers.prototypes.receptive_field import receptive_field
@@ -241,7 +241,7 @@ class Lab:
         draws = torch.randn(x.shape, generator=runtime.generator(SEED, "explorer", "noise", draw))
         found = []
         for box in (evidence.box, evidence.upsampled_box):
-            noisy = torch.where(_mask(box, x.shape[2:]), x, draws)
+            noisy = torch.where(in_box(box, x), x, draws)
             after = float(self._answer(name, noisy).maps[p].flatten()[cell])
             found.append(Noise(box, self.pipeline.restore(noisy)[0], before, after))
         return tuple(found)
@@ -291,9 +291,3 @@ def _shared(one: Box, other: Box) -> Box:
 def _inside(changed: Tensor, box: Box) -> float:
     y0, y1, x0, x1 = box
     return float(changed[y0:y1, x0:x1].sum() / changed.sum())
-
-
-def _mask(box: Box, size: tuple[int, int]) -> Tensor:
-    mask = torch.zeros(size, dtype=torch.bool)
-    mask[box[0] : box[1], box[2] : box[3]] = True
-    return mask

@@ -10,13 +10,10 @@ unless --seeds says more. --deterministic makes it an error where a device does 
 
 from __future__ import annotations
 
-import logging
 import sys
 from typing import Any
 
 from helpers import options
-from helpers.config import ConfigError, PlainError, suggest
-from helpers.downloads import DownloadError
 from helpers.self_explaining import modes
 from helpers.self_explaining.presets import SelfExplainingStudy
 
@@ -25,27 +22,21 @@ OWN = {"config": False, "deterministic": True, "help": True}  # options that are
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code, 2 after a mistake, which is told in one line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    command = words.pop(0) if words and not words[0].startswith("-") else COMMANDS[0]
-    try:
-        if command not in COMMANDS:
-            raise ConfigError(f"unknown command {command!r}: {suggest(command, COMMANDS)}")
-        given = options.options(words, SelfExplainingStudy, OWN)
-        if given.pop("help", False):
-            logging.info("%s\n%s", __doc__, options.listing(SelfExplainingStudy))
-            return 0
-        strict = given.pop("deterministic", False)
-        study = resolve(given)
-        if command == "evaluate":
-            modes.evaluate(study)
-        else:
-            modes.run(study, strict=strict)
-    except (PlainError, DownloadError, FloatingPointError, ValueError) as error:
-        logging.error("%s", error)
-        return 2
-    return 0
+    """Run one command; returns the exit code."""
+    return options.command_line(_run, arguments)
+
+
+def _run(words: list[str]) -> None:
+    command = options.command(words, COMMANDS)
+    given = options.options(words, SelfExplainingStudy, OWN)
+    if options.helped(given, SelfExplainingStudy, __doc__):
+        return
+    strict = given.pop("deterministic", False)
+    study = resolve(given)
+    if command == "evaluate":
+        modes.evaluate(study)
+    else:
+        modes.run(study, strict=strict)
 
 
 def resolve(given: dict[str, Any]) -> SelfExplainingStudy:
