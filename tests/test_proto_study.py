@@ -9,7 +9,6 @@ from helpers.artifacts import ArtifactError
 from helpers.config import ConfigError
 from helpers.ledger import Ledger
 from helpers.prototypes import claims, evaluate, examples, figures, fits, goldilocks, publish, released, study, tables
-from helpers.prototypes.batches import Batches
 from helpers.prototypes.presets import KINDS, PrototypesStudy
 from helpers.prototypes.sets import sets
 from helpers.prototypes.study import Member, Shelf, collect, frame, members
@@ -68,12 +67,18 @@ def test_what_was_trained_is_read(made, monkeypatch):
     assert {path.name for path in out.iterdir()} == {"fits", "weights", "results"}
 
 
-def test_weights_are_those_that_were_trained(made):
+def test_weights_are_those_that_were_trained_in_half_precision(made):
     out, settings, _ = made
-    member = members(settings)[0]
-    trained = fits.load(fits.weights_path(out / "fits", member.fit), member.fit)[0].state_dict()
-    kept = Shelf(out).net(member).state_dict()
-    assert all(torch.equal(trained[name], kept[name]) for name in trained)
+    for member in members(settings):
+        trained = fits.load(fits.weights_path(out / "fits", member.fit), member.fit)[0].state_dict()
+        kept = artifacts.load_tensors(Shelf(out).weights_path(member))[0]
+        assert kept.keys() == trained.keys()
+        patches = kept.pop("prototypes", None)
+        assert all(torch.equal(kept[k].float(), v.half().float() if v.ndim > 1 else v.float())
+                   for k, v in trained.items() if k in kept and v.is_floating_point())  # fmt: skip
+        if patches is not None:
+            assert patches.dtype == torch.float32 and torch.allclose(patches, trained["prototypes"], atol=0.01)
+            assert not torch.equal(patches, trained["prototypes"]), "those of the rounded network"
 
 
 def test_a_record_of_other_settings_is_refused(made):
@@ -114,8 +119,7 @@ def test_prototypes_are_training_patches_of_their_class(made):
     """Property 12, of the weights that are kept."""
     out, settings, _ = made
     net, data = Shelf(out).net(members(settings)[0]), sets(settings.dataset, 3)
-    batches = Batches(size=16, seed=3, device=torch.device("cpu"))
-    found = evaluate.provenance(net, data.train, batches)
+    found = evaluate.provenance(net, data.train)
     assert found["patch_difference"] < 1e-5 and found["repeated_images"] == found["unassigned"] == 0
     labels = dict(zip(data.train.indices.tolist(), data.train.labels.tolist(), strict=True))
     assert [labels[image] for image in net.source_image.tolist()] == net.prototype_class.tolist()
@@ -123,7 +127,7 @@ def test_prototypes_are_training_patches_of_their_class(made):
         net.prototypes[7] += 0.25
         net.source_image[5], net.source_cell[5] = net.source_image[4], net.source_cell[4]
         net.source_image[6] = -1
-    found = evaluate.provenance(net, data.train, batches)
+    found = evaluate.provenance(net, data.train)
     assert found["patch_difference"] >= 0.25 - 1e-5 and found["repeated_images"] == found["unassigned"] == 1
 
 

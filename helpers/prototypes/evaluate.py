@@ -6,11 +6,9 @@ asked of the first images of each class in turn, and of the prototypes that add 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 
-from helpers.prototypes import info, steps
+from helpers.prototypes import info, projection, steps
 from helpers.prototypes.batches import Batches
 from helpers.prototypes.explanations import explain, hidden_by_upsampling, proof
 from helpers.prototypes.models import Network, ProtoNet
@@ -18,22 +16,19 @@ from helpers.prototypes.presets import Loss
 from helpers.prototypes.receptive_field import ReceptiveField, receptive_field
 from helpers.prototypes.sets import Part, Sets
 
-VERSION = 1  # raise it when what is computed changes
+VERSION = 2  # raise it when what is computed changes
 SHOWN = 10  # images whose evidence is put to the proof
 TOP = 3  # prototypes of each
 CHANGED = 0.01  # of a similarity, the least change that counts
 
 
-def measure(
-    model: Network, data: Sets, loss: Loss, seed: int, test: Mapping[str, float] | None = None
-) -> dict[str, float]:
+def measure(model: Network, data: Sets, loss: Loss, seed: int) -> dict[str, float]:
     """By metric: accuracy, receptive fields, costs; of a `ProtoNet` also what its prototypes come from and what decides
-    about their similarities. The test images are loaded here; ``test`` is what they came to (`steps.evaluate`), if
-    that is known."""
+    about their similarities. The test images are loaded here."""
     size, where = data.train.input_size, next(model.parameters()).device
     field = receptive_field(model.features, size)
     batches = Batches(size=64, seed=seed, device=where)
-    found = test or steps.evaluate(model, batches.plain(data.test), loss)
+    found = steps.evaluate(model, batches.plain(data.test), loss)
     facts = info.model_info(model, size)
     measured = {
         "accuracy": 100 * found["accuracy"],
@@ -44,26 +39,19 @@ def measure(
         "million_parameters": facts["total_params"] / 1e6,
     }
     if isinstance(model, ProtoNet):
-        measured |= provenance(model, data.train, batches) | grounding(model, data.test, field, seed)
+        measured |= provenance(model, data.train) | grounding(model, data.test, field, seed)
     return measured
 
 
-@torch.no_grad()
-def provenance(model: ProtoNet, train: Part, batches: Batches) -> dict[str, float]:
+def provenance(model: ProtoNet, train: Part) -> dict[str, float]:
     """``patch_difference``: the largest of any component of a prototype from that of the training patch that it is;
     ``repeated_images``: how many prototypes come from the image of another one; ``unassigned``: how many from none."""
-    images, cells = model.source_image.cpu(), model.source_cell.cpu()
-    known = (images >= 0).nonzero().flatten()
-    difference = 0.0
-    for chunk in known.split(batches.size):
-        rows = torch.stack([(train.indices == image).nonzero().flatten()[0] for image in images[chunk]])
-        z = model.embed(train.inputs(rows).to(batches.device))
-        patches = z[torch.arange(len(chunk)), :, cells[chunk, 0], cells[chunk, 1]]
-        difference = max(difference, float((patches - model.prototypes[chunk].flatten(1)).abs().max()))
+    known, patches = projection.source_patches(model, train)
+    difference = (patches - model.prototypes.detach()[known].flatten(1)).abs()
     return {
-        "patch_difference": difference,
-        "repeated_images": float(len(known) - len(images[known].unique())),
-        "unassigned": float(len(images) - len(known)),
+        "patch_difference": float(difference.max()) if len(known) else 0.0,
+        "repeated_images": float(len(known) - len(model.source_image[known].unique())),
+        "unassigned": float(len(model.prototypes) - len(known)),
     }
 
 

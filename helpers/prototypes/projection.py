@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
-from typing import get_args
+from typing import Protocol, get_args
 
 import numpy as np
 import torch
@@ -36,6 +36,15 @@ SAME = 1e-5  # the distance up to which a prototype and the patch that it came f
 NEVER = 2**62  # the rank of what is no candidate
 
 Batch = tuple[Tensor, Tensor, Tensor]
+
+
+class Part(Protocol):
+    """A split of images (`helpers.prototypes.sets.Part`)."""
+
+    indices: Tensor
+
+    def inputs(self, rows: Tensor) -> Tensor: ...
+
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +120,29 @@ def push(
         else:
             nearest = _least_sum(_merged(found, keep), groups, source)
         return _write(model, nearest)
+
+
+@torch.no_grad()
+def source_patches(model: ProtoNet, part: Part, batch_size: int = 64) -> tuple[Tensor, Tensor]:
+    """(int64 [n]: the prototypes that were projected; float32 [n, D]: the training patches that they come from, as
+    ``model`` sees them now). ``part``: the training images."""
+    images, cells = model.source_image.cpu(), model.source_cell.cpu()
+    known = (images >= 0).nonzero().flatten()
+    row_of = {index: row for row, index in enumerate(part.indices.tolist())}
+    found = [model.prototypes.new_empty(0, model.prototypes.shape[1])]
+    with evaluating(model):
+        for some in known.split(batch_size):
+            rows = torch.tensor([row_of[index] for index in images[some].tolist()])
+            z = model.embed(part.inputs(rows).to(model.prototypes.device))
+            found.append(z[torch.arange(len(some)), :, cells[some, 0], cells[some, 1]])
+    return known.to(model.prototypes.device), torch.cat(found)
+
+
+@torch.no_grad()
+def renew(model: ProtoNet, part: Part) -> None:
+    """Make prototypes what ``model`` sees now in the patches that they come from, where its weights were rounded."""
+    known, patches = source_patches(model, part)
+    model.prototypes[known] = patches[..., None, None]
 
 
 def _groups(model: ProtoNet) -> list[Tensor]:

@@ -1,8 +1,9 @@
 """The prototypes study: train and measure what is missing, or read what is shipped (RETRAIN, REEVALUATE).
 
 A *group* is a backbone, a cut and a kind of head, ``"birdnet@stage3/pixpnet"``; of each there are fits of several
-seeds, with a record each (`helpers.records`). Weights stay in single precision: rounded, a prototype would no longer
-be the very patch that it came from.
+seeds, with a record each (`helpers.records`). Weights are rounded to half precision before anything is measured, so
+that what is shipped is what was measured; prototypes are then the patches that they come from as the rounded network
+sees them.
 
     weights/<data>/<group>/<seed>.safetensors
     results/<data>/<group>/<seed>.json
@@ -13,20 +14,22 @@ Of a study's fits everything else (checkpoints, logs, features of frozen backbon
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 
 from helpers import artifacts, config, records, runtime, workers
 from helpers.config import ConfigError, suggest
-from helpers.prototypes import evaluate, fits
+from helpers.prototypes import evaluate, fits, models, projection
 from helpers.prototypes.fits import STUDY, Fit, working_folder
-from helpers.prototypes.models import Network
+from helpers.prototypes.models import Network, ProtoNet
 from helpers.prototypes.presets import KINDS, PrototypesStudy
-from helpers.prototypes.sets import sets
+from helpers.prototypes.sets import Sets, sets
 from helpers.records import RecordShelf, rounded
 
 log = logging.getLogger(__name__)
@@ -115,17 +118,30 @@ def run(member: Member) -> None:
     """Train, measure and keep what is missing of one fit, in the working folder."""
     out = working_folder(member.study)
     shelf = Shelf(out)
-    trained = fits.train(member.fit, out / "fits", progress=member.study.workers == 1)
-    artifacts.atomic_write(shelf.weights_path(member), fits.weights_path(out / "fits", member.fit).read_bytes())
-    shelf.keep(measure(member, shelf, trained["test"]))
+    fits.train(member.fit, out / "fits", progress=member.study.workers == 1)
+    data = sets(member.study.dataset, member.seed)
+    artifacts.save_tensors(shelf.weights_path(member), *_rounded_off(member, data, out / "fits"))
+    shelf.keep(measure(member, shelf, data))
 
 
-def measure(member: Member, shelf: Shelf, test: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """The record of a fit, from its weights on ``shelf``; ``test`` is what the test images came to, if that is known.
-    What is known of the training is taken from the working folder, or else from the record on the shelf."""
+def _rounded_off(member: Member, data: Sets, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(the state that is kept of a fit, the metadata of its file)."""
+    net, facts = fits.load(fits.weights_path(folder, member.fit), member.fit)
+    state = net.state_dict()
+    rounded_off = artifacts.half_precision(state)
+    if isinstance(net, ProtoNet):
+        models.load(net, rounded_off | {"prototypes": state["prototypes"]})
+        projection.renew(net, data.train)
+        rounded_off["prototypes"] = net.prototypes.detach()
+    return rounded_off, facts
+
+
+def measure(member: Member, shelf: Shelf, data: Sets | None = None) -> dict[str, Any]:
+    """The record of a fit, from its weights on ``shelf``. What is known of the training is taken from the working
+    folder, or else from the record on the shelf. ``data``: the images, if they are at hand."""
     study, model = member.fit.study, shelf.net(member)
-    data = sets(study.dataset, member.seed)
-    measured = evaluate.measure(model.to(runtime.device(study.device)), data, study.loss, member.seed, test)
+    data = data or sets(study.dataset, member.seed)
+    measured = evaluate.measure(model.to(runtime.device(study.device)), data, study.loss, member.seed)
     log.info("%s: test accuracy %.2f %%", member.name, measured["accuracy"])
     return {
         "name": member.name,
