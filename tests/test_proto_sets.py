@@ -11,7 +11,7 @@ from torchvision.transforms import v2 as transforms
 
 from helpers import config, downloads, runtime
 from helpers.config import ConfigError
-from helpers.data import cars, cifar10, cub
+from helpers.data import cars, cifar10, cub, toybirds
 from helpers.data.image_folder import Photographs
 from helpers.data.images import Images
 from helpers.downloads import DownloadError
@@ -409,7 +409,11 @@ def test_toybirds_have_a_validation_set_of_their_own_and_as_many_to_train_on_as_
     assert torch.equal(other.train.pixels([39]), data.train.pixels([39])), "the same birds for every seed and number"
     found = part_locations(data.train, [3, 4])
     assert found.xy.shape == (2, 8, 2) and found.part.tolist() == list(range(8)) and found.names[0] == "beak"
-    assert ((found.xy >= 0) & (found.xy < 32))[found.visible].all()
+    assert ((found.xy >= 0) & (found.xy <= 32))[found.visible].all()
+    birds = toybirds.batch(toybirds.split("train")[0], [3, 4], toybirds.ToyBirdsSettings(size=32))
+    mass, edges = birds.masks.double(), torch.arange(32) + 0.5  # the middle of the first pixel lies at 0.5
+    x = (mass.sum(2) * edges).sum(2) / mass.sum((2, 3))
+    assert torch.allclose(found.xy[..., 0].double()[found.visible], x[found.visible], atol=1e-4)
 
 
 def test_cifar10_is_cropped_after_padding_alone(monkeypatch):

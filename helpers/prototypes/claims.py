@@ -67,7 +67,7 @@ def check_grounding(ledger: Ledger, frame: pd.DataFrame, where: str) -> None:
         "up-sampling",
         "the box that ProtoPNet draws by up-sampling leaves out pixels that decide",
         ours=float(hidden.mean()) if len(hidden) else None,
-        spread=_deviation(hidden),
+        spread=deviation(hidden),
         unit="%",
         reference="it does",
         kind="paper",
@@ -109,7 +109,7 @@ def check_target(ledger: Ledger, frame: pd.DataFrame, group: str, where: str) ->
         "accuracy",
         f"PixPNet recognises ToyBirds ({group})",
         ours=float(own.mean()) if len(own) else None,
-        spread=_deviation(own),
+        spread=deviation(own),
         unit="%",
         rule=f"test accuracy is at least {TARGET:g} % for every seed",
         holds=bool((own >= TARGET).all()) if len(own) >= MIN_SEEDS else None,
@@ -158,7 +158,7 @@ def _competitive(ledger: Ledger, key: str, text: str, gain: pd.Series, where: st
         key,
         text,
         ours=float(gain.mean()) if len(gain) else None,
-        spread=_deviation(gain),
+        spread=deviation(gain),
         unit="points",
         reference="competitive",
         kind="paper",
@@ -172,5 +172,5 @@ def _largest(found: pd.Series) -> float | None:
     return float(found.max()) if len(found) else None
 
 
-def _deviation(found: pd.Series) -> float | None:
+def deviation(found: pd.Series) -> float | None:
     return float(found.std()) if len(found) > 1 else None

@@ -106,8 +106,7 @@ def accuracies(frame: pd.DataFrame) -> Picture:
             ax.plot(own.mean_rf, own.accuracy, "o", ms=6, color=colour, alpha=0.7, label=kind, gid=f"fits:{kind}")
             mean = own.groupby("group").mean(numeric_only=True).sort_values("mean_rf")
             ax.plot(mean.mean_rf, mean.accuracy, color=colour, lw=1, alpha=0.6)
-    named = table[table.kind == "pixpnet"].groupby("cut").mean(numeric_only=True)
-    for cut, row in named.iterrows():
+    for cut, row in table.groupby("cut")[["mean_rf", "accuracy"]].min().iterrows():
         ax.annotate(cut.split("@")[1], (row.mean_rf, row.accuracy), (0, -16), textcoords="offset points", ha="center",
                     fontsize=9, color=GREY)  # fmt: skip
     ax.set_xlabel("mean receptive field, % of the image")

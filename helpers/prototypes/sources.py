@@ -27,9 +27,9 @@ DRAWN = 64  # birds at a time
 
 @dataclass(frozen=True)
 class PartLocations:
-    """Where parts of objects are in the inputs of a network: ``xy`` float32 [n, A, 2] (x, y) in pixels; ``visible``
-    bool [n, A]: annotated, and within the input; ``part`` int64 [A]: which of ``names`` an annotation shows (of a
-    bird's eyes there are two)."""
+    """Where parts of objects are in the inputs of a network: ``xy`` float32 [n, A, 2] (x, y) in pixels, the first of
+    which reaches from 0 to 1; ``visible`` bool [n, A]: annotated, and within the input; ``part`` int64 [A]: which of
+    ``names`` an annotation shows (of a bird's eyes there are two)."""
 
     xy: Tensor
     visible: Tensor
@@ -240,7 +240,7 @@ def _toybirds(dataset: Dataset, pipeline: Pipeline, memory: Memory) -> Source:
             xy, visible = torch.empty(*shape, 2), torch.empty(shape, dtype=torch.bool)
             for rows in torch.arange(len(indices)).split(DRAWN):  # masks take memory
                 birds = toybirds.batch(seed, indices[rows], settings)
-                xy[rows], visible[rows] = birds.centres, birds.visible
+                xy[rows], visible[rows] = birds.centres + 0.5, birds.visible
             return PartLocations(xy, visible, torch.arange(len(PARTS)), PARTS)
 
         labels = torch.from_numpy(toybirds.labels(seed, torch.cat(blocks).numpy(), settings.classes))

@@ -34,12 +34,12 @@ def differences(frame: pd.DataFrame, metric: str, group: str, other: str) -> pd.
 def by_group(frame: pd.DataFrame) -> pd.DataFrame:
     """A row a group, in the order of ``frame``, a column a metric: mean ± standard deviation over seeds."""
     own = frame[frame.metric.isin(NAMES)]
-    table = own.groupby(["group", "metric"], sort=False).value.agg(_text).unstack()
+    table = own.groupby(["group", "metric"], sort=False).value.agg(mean_and_deviation).unstack()
     table = table.reindex(columns=[name for name in NAMES if name in table]).fillna("")
     return table.rename(columns=NAMES).rename_axis(columns=None)
 
 
-def _text(found: pd.Series) -> str:
+def mean_and_deviation(found: pd.Series) -> str:
     """Mean ± standard deviation; nothing where nothing was measured, one number where all seeds have the same."""
     found = found.dropna()
     if not len(found):
