@@ -1,0 +1,88 @@
+"""The tables of the evaluation, as data frames: means and standard deviations over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from helpers.prototypes.tables import mean_and_deviation
+
+CONSISTENCY = {
+    "soft_consistency": "consistency, %",
+    "hard_consistency": "consistent prototypes, %",
+    "soft_stability": "stability, %",
+    "hard_stability": "unmoved, %",
+}
+ORDERING = {"area": "area, %", "percent": "pixels needed, %"}
+TRUTH = {
+    "purity_centre": "purity, %",
+    "causal_centre": "causal purity, %",
+    "causal_centre_chance": "by chance, %",
+    "cause_mass": "on causes, %",
+    "background": "on background, %",
+    "correlation": "rank correlation",
+    "peak_error": "peak error, px",
+}
+DISTINCT = {
+    "cells": "cells of a class's prototypes",
+    "overlap": "overlap of their boxes, %",
+    "class_parts": "parts they depend on",
+    "caused": "depend on a part, %",
+    "effect": "largest part's effect, %",
+    "control": "the same repaint elsewhere, %",
+}
+"""Metrics of each aspect in the order of its table, and what they are called there."""
+
+
+def values(frame: pd.DataFrame, aspect: str, metric: str, variant: str | None = None) -> pd.DataFrame:
+    """The rows of ``frame`` (`study.frame`) of one metric, of one variant or of all."""
+    own = frame[(frame.aspect == aspect) & (frame.metric == metric) & frame.value.notna()]
+    return own if variant is None else own[own.variant == variant]
+
+
+def differences(
+    frame: pd.DataFrame, aspect: str, metric: str, variant: str, group: str, other: str
+) -> pd.Series:
+    """How far the metric of ``group`` is above that of ``other`` with the same seed: by seed, of those both have."""
+    table = values(frame, aspect, metric, variant).pivot_table(index="seed", columns="group", values="value")
+    if not {group, other} <= set(table):
+        return pd.Series(dtype=float)
+    return (table[group] - table[other]).dropna()
+
+
+def by_variant(frame: pd.DataFrame, aspect: str, names: Mapping[str, str], index: str = "variant") -> pd.DataFrame:
+    """A row a group and variant (``index`` names that level), in the order of ``frame``; a column for each of the
+    metrics ``names``: mean ± standard deviation over seeds."""
+    own = frame[(frame.aspect == aspect) & frame.metric.isin(names)]
+    table = own.groupby(["group", "variant", "metric"], sort=False).value.agg(mean_and_deviation).unstack()
+    table = table.reindex(columns=[name for name in names if name in table]).fillna("")
+    return table.rename(columns=dict(names)).rename_axis(columns=None, index=["group", index])
+
+
+def consistency(frame: pd.DataFrame) -> pd.DataFrame:
+    return by_variant(frame, "consistency", CONSISTENCY, "protocol")
+
+
+def ordering(frame: pd.DataFrame) -> pd.DataFrame:
+    own = frame[~frame.variant.str.contains(" - ", regex=False)]
+    return by_variant(own, "ordering", ORDERING, "mapping")
+
+
+def truth(frame: pd.DataFrame) -> pd.DataFrame:
+    return by_variant(frame[frame.variant != ""], "truth", TRUTH, "mapping")
+
+
+def distinct(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row a group."""
+    return by_variant(frame[frame.variant == ""], "truth", DISTINCT).droplevel(1)
+
+
+def protocols_apart(frame: pd.DataFrame, protocol: str, other: str) -> pd.DataFrame:
+    """By how many points each metric of consistency is higher by ``protocol`` than by ``other``, a row a group."""
+    own = frame[frame.aspect == "consistency"]
+    wide = own.pivot_table(index=["group", "seed", "metric"], columns="variant", values="value", sort=False)
+    apart = (wide[protocol] - wide[other]).groupby(["group", "metric"], sort=False).agg(mean_and_deviation).unstack()
+    return apart.reindex(columns=[m for m in CONSISTENCY if m in apart]).rename(columns=CONSISTENCY).rename_axis(
+        columns=None
+    )

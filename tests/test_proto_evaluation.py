@@ -1,0 +1,261 @@
+"""The study of prototypes' evaluation: what is measured, kept, read and refused, its tables, figures and claims."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from helpers.artifacts import ArtifactError
+from helpers.config import ConfigError
+from helpers.data.toybirds import ToyBirdsSettings
+from helpers.ledger import Ledger
+from helpers.prototypes import study as networks
+from helpers.prototypes.evaluation import claims, explore, figures, measures, study, tables
+from helpers.prototypes.evaluation.presets import EvaluationStudy
+from helpers.prototypes.sets import sets
+
+OURS, DEEP = "birdnet@stem/pixpnet", "birdnet@stage1/protopnet"
+
+
+def small(out="", **changes):
+    """Birds of 32 pixels, and nets that know little after one epoch."""
+    return EvaluationStudy().override(
+        {
+            **EvaluationStudy.presets["quick"], "preset": "quick", "out": str(out), "seed": 3,
+            "groups": ("birdnet@stem", "birdnet@stage1/protopnet", "birdnet@stem/classifier"), "dataset.size": 32,
+            "dataset.n_train": 40, "dataset.n_test": 40, "model.num_prototypes": 40, "model.prototype_dim": 8,
+            "train.epochs": 1, "train.readout_push_epochs": 1, "evaluation.points": 5, **changes,
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(folder, settings that read it, records) of a study whose networks were trained on the way."""
+    out = tmp_path_factory.mktemp("evaluation")
+    records = study.collect(small(out, retrain=True))
+    return out, small(out), records
+
+
+@pytest.fixture(scope="module")
+def frame(made):
+    return study.frame(made[2])
+
+
+def test_every_network_with_prototypes_has_a_record_beside_its_own(made):
+    out, settings, records = made
+    names = [record["name"] for record in records]
+    assert names == ["evaluation/toybirds/birdnet@stem/pixpnet/3", "evaluation/toybirds/birdnet@stage1/protopnet/3"]
+    assert all((out / "results" / f"{name}.json").exists() for name in names)
+    assert len(networks.collect(settings.override({"groups": settings.groups[:2]}))) == 2, "of the networks themselves"
+
+
+def test_what_was_measured_is_read(made, monkeypatch):
+    out, settings, records = made
+    monkeypatch.setattr(study, "measure", lambda *_: pytest.fail("measured again"))
+    assert study.collect(settings) == records == study.collect(small(out, retrain=True))
+    assert json.loads(json.dumps(records)) == records
+
+
+def test_records_of_other_settings_are_refused(made):
+    out, _, _ = made
+    with pytest.raises(ArtifactError, match="measured in another way"):
+        study.collect(small(out, **{"evaluation.images": 5}))
+    with pytest.raises(ArtifactError, match="other training settings"):
+        study.collect(small(out, **{"optimizer.lr": 0.5}))
+    with pytest.raises(ConfigError, match="pixpnet-exact"):
+        small(out, **{"evaluation.protocols": ("pixpnet-exakt",)})
+
+
+def test_measuring_anew_gives_the_same_numbers(made):
+    out, _, records = made
+    again = study.collect(small(out, reevaluate=True, groups=("birdnet@stem",)))
+    assert again[0]["measured"]["metric"] == records[0]["measured"]["metric"]
+    assert again[0]["measured"]["value"] == pytest.approx(records[0]["measured"]["value"], rel=1e-3, abs=1e-3)
+
+
+def test_all_that_was_asked_for_is_there(frame):
+    asked = small().evaluation
+    assert set(frame.aspect) == {"consistency", "ordering", "truth"} and set(frame.group) == {OURS, DEEP}
+    known = {aspect: set(own.variant) for aspect, own in frame.groupby("aspect")}
+    assert known["consistency"] == set(measures.protocols(small()))
+    assert set(asked.mappings) <= known["ordering"] and "rf - upsample" in known["ordering"]
+    assert {*asked.mappings, "box", "center", ""} == known["truth"]
+    shares = frame[frame.metric.isin([*tables.CONSISTENCY, "purity_centre"])]
+    assert len(shares) and shares.value.between(-1e-9, 100 + 1e-9).all()
+    assert (frame.low.fillna(-1e9) <= frame.high.fillna(1e9) + 1e-9).all()
+
+
+def test_a_card_has_a_row_for_each_prototype(made):
+    cards = study.cards(made[2])
+    own = cards[cards.group == OURS]
+    assert own.prototype.tolist() == list(range(40)) and set(explore.CARD) <= set(own)
+    assert own.consistency.dropna().between(0, 100).all() and own["class"].nunique() == 20
+
+
+def test_without_truth_and_annotations_the_rest_is_measured(made):
+    _, settings, _ = made
+    member = study.members(settings)[0]
+    data = sets(settings.dataset, 3)
+    object.__setattr__(data.test.stored, "parts", None)
+    photographs = settings.override({"dataset.name": "CUB200224"})
+    found = measures.measure(study.choose_shelf(settings).net(member), data, photographs, 3)
+    assert {row["aspect"] for row in found.rows} == {"ordering"} and len(found.card) == 40
+
+
+# -------------------------------------------------------------------------------------------- tables and figures
+
+
+def test_tables_have_a_row_a_group_and_variant(frame):
+    assert list(tables.consistency(frame).columns) == list(tables.CONSISTENCY.values())
+    assert set(tables.ordering(frame).index.get_level_values("mapping")) == set(small().evaluation.mappings)
+    assert (OURS, "prp") in tables.truth(frame).index and OURS in tables.distinct(frame).index
+    assert list(tables.distinct(frame).columns) == list(tables.DISTINCT.values())
+    apart = tables.protocols_apart(frame, "pixpnet-exact", "pixpnet-legacy")
+    assert apart.loc[OURS, "consistency, %"] == "0.00", "birds know no legacy geometry"
+
+
+def test_figures_show_every_network(made, frame):
+    curves = study.curves(made[2])
+    shown = figures.curves(curves[curves.group == OURS], seen=10.0)
+    assert {line.get_gid() for line in shown.axes[0].lines if line.get_gid()} == {
+        f"curve:{name}" for name in small().evaluation.mappings
+    }
+    for figure in (figures.areas(frame), figures.consistency(frame), figures.causes(frame),
+                   figures.part_effects(frame, [OURS, DEEP])):  # fmt: skip
+        labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        assert len(labels) >= 2 and figure._repr_png_()
+
+
+# ------------------------------------------------------------------------------------------------------- claims
+
+
+def rows(aspect, variant, metric, *found, group=OURS):
+    """(value, low, high) by seed, as a frame."""
+    columns = ["value", "low", "high"]
+    own = pd.DataFrame([row if isinstance(row, tuple) else (row, row, row) for row in found], columns=columns)
+    return own.assign(aspect=aspect, variant=variant, metric=metric, group=group, seed=range(len(found)))
+
+
+def verdict(check, *frames, **settings):
+    ledger = Ledger("prototypes")
+    check(ledger, pd.concat(frames, ignore_index=True), **settings, where="1")
+    return {entry.key: entry.verdict for entry in ledger.entries}
+
+
+def test_a_better_order_needs_an_interval_above_zero_in_every_network():
+    good, bad = (5.0, 1.0, 9.0), (5.0, -1.0, 9.0)
+    found = verdict(claims.check_ordering, rows("ordering", "rf - upsample", "area", good, good),
+                    rows("ordering", "rf - prp", "area", good, bad))  # fmt: skip
+    assert found == {"rot-upsample": "reproduced", "rot-prp": "differs", "rot-random": "not verified"}
+
+
+def test_constrained_cuts_are_compared_seed_by_seed():
+    def of(metric, group, *values):
+        return rows("consistency", "pixpnet-exact", metric, *values, group=group)
+
+    frames = [of("soft_consistency", OURS, 90.0, 80.0, 90.0), of("soft_consistency", DEEP, 80.0, 79.0, 80.0),
+              of("soft_stability", OURS, 90.0, 80.0, 90.0), of("soft_stability", DEEP, 80.0, 81.0, 80.0)]  # fmt: skip
+    found = verdict(claims.check_constrained, *frames, ours=OURS, others={"ProtoPNet": DEEP})
+    assert list(found.values()) == ["reproduced", "differs"]
+    fewer = [own[own.seed < 2] for own in frames]
+    assert set(verdict(claims.check_constrained, *fewer, ours=OURS, others={"ProtoPNet": DEEP}).values()) == {
+        "not verified"
+    }
+
+
+def test_the_middle_of_the_image_is_the_control():
+    def of(variant, *values):
+        return rows("consistency", variant, "soft_consistency", *values)
+
+    exact, center = of("pixpnet-exact", 90, 91, 92), of("pixpnet-exact, center", 80, 90, 93)
+    assert verdict(claims.check_beyond_center, exact, center, group=OURS) == {"beyond-center": "differs"}
+    assert verdict(claims.check_beyond_center, exact, group=OURS) == {"beyond-center": "not verified"}
+
+
+def test_causes_have_to_lie_above_chance():
+    def of(metric, *values):
+        return rows("truth", "box", metric, *values)
+
+    caused = of("causal_centre", *[(40.0, 35.0, 45.0)] * 3)
+    chance = of("causal_centre_chance", *[(3.0, 1.0, 5.0)] * 3)
+    assert verdict(claims.check_causes, caused, chance, group=OURS) == {
+        "causal": "reproduced", "causal-mostly": "differs",
+    }  # fmt: skip
+    high = of("causal_centre_chance", *[(3.0, 1.0, 36.0)] * 3)
+    assert verdict(claims.check_causes, caused, high, group=OURS)["causal"] == "differs"
+
+
+def test_maps_peak_nearer_and_prototypes_differ():
+    peaks = [rows("truth", name, "peak_error", *of) for name, of in (("rf", (10, 10)), ("upsample", (12, 10.5)))]
+    assert verdict(claims.check_mapping_error, *peaks) == {"peak-error": "reproduced"}
+    parts = rows("truth", "", "class_parts", 3.1, 3.0, 2.9)
+    assert verdict(claims.check_distinct, parts, each=5, group=OURS) == {"distinct": "differs"}
+    assert verdict(claims.check_distinct, parts, each=4, group=OURS) == {"distinct": "reproduced"}
+
+
+# ------------------------------------------------------------------------------------------------------ explorer
+
+
+@pytest.fixture(scope="module")
+def explorer(made):
+    _, settings, records = made
+    shelf, wanted = study.choose_shelf(settings), study.members(settings)
+    nets = {member.of.group: shelf.net(member) for member in wanted}
+    cards = {member.of.group: pd.DataFrame(record["card"]) for member, record in zip(wanted, records, strict=True)}
+    return explore.Explorer(nets, ToyBirdsSettings(size=32), cards)
+
+
+def test_the_slider_gives_pixels_back_until_the_bird_is_whole(explorer):
+    explorer.select(image=4, place=1, mapping="rf", percent=100.0)
+    whole = explorer.given_back("rf", 100.0)
+    assert (whole - explorer.lab.pixels(4, None)).abs().max() < 1e-5
+    none, some = explorer.given_back("rf", 0.0), explorer.given_back("rf", 20.0)
+    assert (some == none).all(0).float().mean() == pytest.approx(0.8, abs=0.01)
+    for found in explorer.trial.similarities.values():
+        assert len(found) == len(explore.PERCENTS)
+        assert found[-1] == pytest.approx(explorer.trial.similarities["rf"][-1]), "the same bird in the end"
+        assert found[0] == pytest.approx(explorer.trial.similarities["rf"][0]), "and the same noise before"
+
+
+def test_controls_and_code_do_the_same(explorer):
+    explorer.select(net="birdnet@stem", image=0, place=0, mapping="rf", percent=10.0)
+    explorer.mapping.value = "upsample"
+    explorer.percent.value = 20.0
+    assert (explorer.state.mapping, explorer.state.percent) == ("upsample", 20.0)
+    assert "similarity" in explorer.panels["given"].note.value and "svg" in explorer.curve.value
+    explorer.select(percent=21.0)
+    assert explorer.state.percent == 20.0 == explorer.percent.value, "the nearest that there is"
+    explorer.select(net="birdnet@stage1/protopnet", image=3, place=1)
+    assert explorer.place.value == 1 and f"prototype {explorer.prototypes[1]}" in explorer.card.value
+
+
+def test_the_card_names_all_prototypes_of_the_class(explorer):
+    explorer.select(image=2, place=0)
+    assert all(f"prototype {p}" in explorer.card.value for p in explorer.prototypes)
+    cards, explorer.cards = explorer.cards, {}
+    try:
+        explorer.refresh()
+        assert explorer.card.value == ""
+    finally:
+        explorer.cards = cards
+        explorer.refresh()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"net": "stem"}, "there is no net 'stem'"), ({"image": 10**6}, "there is no image 1000000: they are 0 to"),
+        ({"place": 2}, "there is no place 2: they are 0 to 1"), ({"mapping": "legacy"}, "no mapping 'legacy'"),
+        ({"percent": 101.0}, "percent"),
+    ],
+)  # fmt: skip
+def test_choices_that_cannot_be_are_refused(explorer, changes, message):
+    before = explorer.state
+    with pytest.raises(ConfigError, match=message):
+        explorer.select(**changes)
+    assert explorer.state == before
+
+
+def test_the_static_picture_is_a_png(explorer):
+    assert explorer.static().startswith(b"\x89PNG")
