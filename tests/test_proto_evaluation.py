@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -11,7 +12,9 @@ from helpers.data.toybirds import ToyBirdsSettings
 from helpers.ledger import Ledger
 from helpers.prototypes import study as networks
 from helpers.prototypes.evaluation import claims, explore, figures, measures, study, tables
+from helpers.prototypes.evaluation.examples import given_back
 from helpers.prototypes.evaluation.presets import EvaluationStudy
+from helpers.prototypes.examples import show
 from helpers.prototypes.sets import sets
 
 OURS, DEEP = "birdnet@stem/pixpnet", "birdnet@stage1/protopnet"
@@ -192,6 +195,19 @@ def test_maps_peak_nearer_and_prototypes_differ():
     parts = rows("truth", "", "class_parts", 3.1, 3.0, 2.9)
     assert verdict(claims.check_distinct, parts, each=5, group=OURS) == {"distinct": "differs"}
     assert verdict(claims.check_distinct, parts, each=4, group=OURS) == {"distinct": "reproduced"}
+
+
+def test_pixels_are_given_back_by_every_mapping(made):
+    _, settings, _ = made
+    member = study.members(settings)[0]
+    shown = show(settings, study.choose_shelf(settings).net(member))
+    found = given_back(shown, 0, 1, ["rf", "random"], [0, 25, 100])
+    for pictures in found.values():
+        (none, _), (some, _), (whole, similarity) = pictures
+        assert np.abs(whole - shown.picture(0)).max() < 1e-5
+        assert similarity == pytest.approx(found["rf"][2][1]), "of the whole bird"
+        assert (some == none).all(2).mean() == pytest.approx(0.75, abs=0.01)
+    assert figures.given_back(found, [0, 25, 100])._repr_png_()
 
 
 # ------------------------------------------------------------------------------------------------------ explorer

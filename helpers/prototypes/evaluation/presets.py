@@ -29,11 +29,11 @@ class Evaluation(Settings):
     )
     images: int = Field(40, ge=1, description="test images of the relevance ordering test")
     per_class: int | None = Field(None, ge=1, description="prototypes asked of each of them; default: all of its class")
-    points: int = Field(65, ge=2, description="numbers of pixels at which its curves are recorded")
+    points: int = Field(33, ge=2, description="numbers of pixels at which its curves are recorded")
     proportion: float = Field(1.0, gt=0, le=1, description="share of the pixels that are given back")
     start: Literal["random", "zeros"] = Field("random", description="the image that a curve begins with")
-    birds: int | None = Field(200, ge=20, description="test birds that are drawn anew part by part; None: all")
-    resamples: int = Field(500, ge=2, description="draws of a bootstrap")
+    birds: int | None = Field(100, ge=20, description="test birds that are drawn anew part by part; None: all")
+    resamples: int = Field(200, ge=2, description="draws of a bootstrap")
 
 
 class EvaluationStudy(PrototypesStudy):
@@ -48,7 +48,6 @@ class EvaluationStudy(PrototypesStudy):
         },
         "cub_subset": {
             **PrototypesStudy.presets["cub_subset"], "evaluation.images": 20, "evaluation.per_class": 2,
-            "evaluation.points": 33,
         },
     }  # fmt: skip
 
