@@ -239,7 +239,7 @@ def curve(trial: Trial, state: State, width: int = 760, height: int = 210) -> st
     """The curves of all mappings as SVG, the chosen one thick, and a mark where the slider is."""
     values = [value for of in trial.similarities.values() for value in of]
     low, high = min(values), max(values)
-    left, right, top, bottom = 46, width - 150, 12, height - 34
+    left, right, top, bottom = 52, width - 190, 12, height - 38
 
     def at(percent: float, value: float) -> tuple[float, float]:
         share = (value - low) / (high - low or 1.0)
@@ -272,11 +272,11 @@ def _axes(low: float, high: float, at: Any, edges: Sequence[float]) -> list[str]
     left, right, top, bottom = edges
     lines = [f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="currentColor" opacity=".5"/>']
     for value in (low, high):
-        lines.append(f'<text x="{left - 6}" y="{at(0, value)[1] + 4:.1f}" text-anchor="end">{number(value)}</text>')
+        lines.append(f'<text x="{left - 6}" y="{at(0, value)[1] + 3:.1f}" text-anchor="end">{number(value)}</text>')
     for percent in (0, 25, 50, 75, 100):
-        lines.append(f'<text x="{at(percent, low)[0]:.1f}" y="{bottom + 15}" text-anchor="middle">{percent} %</text>')
+        lines.append(f'<text x="{at(percent, low)[0]:.1f}" y="{bottom + 18}" text-anchor="middle">{percent} %</text>')
     middle = (left + right) / 2
-    return [*lines, f'<text x="{middle}" y="{bottom + 31}" text-anchor="middle">pixels of the bird given back</text>']
+    return [*lines, f'<text x="{middle}" y="{bottom + 35}" text-anchor="middle">pixels of the bird given back</text>']
 
 
 def _cell(value: Any) -> str:
