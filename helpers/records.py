@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from helpers import artifacts
+from helpers import artifacts, workers
 from helpers.config import Study
 from helpers.shelf import StudyShelf
 
@@ -94,6 +94,29 @@ def choose_shelf(kind: type[S], study: Study, working_folder: Path) -> S:
     if study.retrain or (study.out and (Path(study.out) / "results").is_dir()):
         return kind(working_folder)
     return kind()
+
+
+def collect(
+    study: Study,
+    shelf: S,
+    members: Sequence[M],
+    run: Callable[[M], None],
+    measure: Callable[[M, S], dict[str, Any]],
+    working_folder: Path,
+) -> list[dict[str, Any]]:
+    """The records of ``members`` on ``shelf``: with ``REEVALUATE`` `reevaluate`d, with ``RETRAIN`` what is missing
+    made by ``run`` in the working folder, ``workers`` of them side by side. Raises `ArtifactError` for a record that is
+    missing, damaged or stale."""
+    if study.reevaluate:
+        shelf = reevaluate(shelf, members, measure, working_folder)
+    if study.retrain:
+        artifacts.ensure_writable(working_folder)
+        missing = [member for member in members if shelf.record(member) is None]
+        with workers.executor(study.workers) as executor:
+            for member, done in [(member, executor.submit(run, member)) for member in missing]:
+                done.result()
+                log.info("%s is done", member.name)
+    return shelf.all_of(members)
 
 
 def reevaluate(shelf: S, members: Sequence[M], measure: Callable[[M, S], dict[str, Any]], working_folder: Path) -> S:

@@ -674,7 +674,7 @@ def test_inputs_are_those_that_nets_are_tested_on():
     data, net = sets(Dataset(size=32, n_test=40), 0), proto_patches.net(20, 1)
     rows = data.test.indices[:5]
     scene = pe.test_birds(ToyBirdsSettings(size=32))[rows]
-    assert torch.equal(pe.inputs(pe.stored(toybirds.render(scene).images), net), data.test.inputs(slice(0, 5)))
+    assert torch.equal(pe.inputs(toybirds.stored(toybirds.render(scene).images), net), data.test.inputs(slice(0, 5)))
 
 
 def test_the_table_of_effects_is_that_of_the_logits(mixed):

@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from helpers import artifacts, config
 from helpers.artifacts import ArtifactError
 from helpers.config import ConfigError
 from helpers.data.toybirds import ToyBirdsSettings
 from helpers.ledger import Ledger
+from helpers.prototypes import goldilocks, publish
 from helpers.prototypes import study as networks
 from helpers.prototypes.evaluation import claims, explore, figures, measures, study, tables
 from helpers.prototypes.evaluation.examples import given_back
@@ -211,6 +213,23 @@ def test_pixels_are_given_back_by_every_mapping(made):
 
 
 # ------------------------------------------------------------------------------------------------------ explorer
+
+
+def test_records_are_published_with_their_networks(made, tmp_path, monkeypatch):
+    """What is shipped is read where it is shipped; where the evaluation is missing, all stays as it was."""
+    _, settings, records = made
+    settings = settings.override({"groups": settings.groups[:2]})  # both have prototypes
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    monkeypatch.setattr(publish, "SHIPPED", settings.groups[:1])
+    monkeypatch.setattr(goldilocks, "collect", lambda study: None)
+    monkeypatch.setattr(goldilocks, "members", lambda study: [])
+    names = publish.publish([settings], goldilocks.Goldilocks(), [settings])
+    assert names[2:] == [f"evaluation/{name}" for name in names[:2]] == [record["name"] for record in records]
+    here = settings.override({"out": ""})
+    assert study.collect(here) == records and artifacts.verify_tree(tmp_path) == ([], 1 + 4 + 1)
+    with pytest.raises(ArtifactError, match="measured in another way"):
+        publish.publish([settings], goldilocks.Goldilocks(), [settings.override({"evaluation.images": 5})])
+    assert study.collect(here) == records
 
 
 @pytest.fixture(scope="module")

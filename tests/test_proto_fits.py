@@ -5,6 +5,8 @@ import math
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -367,6 +369,22 @@ def test_features_that_were_cut_off_are_computed_again(tmp_path):
     assert len(features.store(part, torch.nn.Identity(), tmp_path, CPU, seed=5, variants=1).variants) == 1
 
 
+def test_features_are_computed_once_by_fits_side_by_side(tmp_path):
+    part, asked = proto_small.Colours("train", 6), []
+
+    class Slow(torch.nn.Module):
+        def forward(self, x):
+            asked.append(len(x))
+            time.sleep(0.2)  # the other one has begun by then
+            return x
+
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(features.store, part, Slow(), tmp_path, CPU, seed=5, variants=1) for _ in range(2)]
+        first, second = (one.result() for one in both)
+    assert asked == [6, 6], "the variant and the images, once"
+    assert np.array_equal(first.plain, second.plain)
+
+
 # --------------------------------------------------------------------------------------------- resume, devices, memory
 
 
@@ -423,6 +441,8 @@ SHARED = {"model__feature_extractor": "vgg11", "model__feature_layer": "maxpool2
           "train__epochs": 2}  # fmt: skip
 WORK = f"""
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import proto_small, pytest

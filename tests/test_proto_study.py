@@ -271,10 +271,10 @@ def test_a_study_is_published_whole(made, tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "SHIPPED", GROUPS[:2])
     monkeypatch.setattr(goldilocks, "collect", lambda study: None)
     monkeypatch.setattr(goldilocks, "members", lambda study: [])
-    names = publish.publish([settings], goldilocks.Goldilocks())
+    names = publish.publish([settings], goldilocks.Goldilocks(), [])
     assert len(names) == 3 and len(list((tmp_path / "weights/prototypes").rglob("3.safetensors"))) == 2
     assert artifacts.verify_tree(tmp_path) == ([], 2 + 3 + 1)
     assert collect(settings.override({"out": ""})) == records
     with pytest.raises(ArtifactError, match="no results of"):
-        publish.publish([settings.override({"seeds": 2})], goldilocks.Goldilocks())
+        publish.publish([settings.override({"seeds": 2})], goldilocks.Goldilocks(), [])
     assert collect(settings.override({"out": ""})) == records

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,10 +25,12 @@ SHOWN = 3  # prototypes of a prediction
 KEY_IMAGE = 0  # the first test image: it was not chosen
 MAIN = "birdnet@stage3"  # the group that is looked at, where it is there
 
+S = TypeVar("S", bound=PrototypesStudy)
 
-def published(preset: str) -> PrototypesStudy:
+
+def published(preset: str, kind: type[S] = PrototypesStudy) -> S:
     """The study of a preset as it is shipped."""
-    return PrototypesStudy().override({**PrototypesStudy.presets[preset], "preset": preset})
+    return kind().override({**kind.presets[preset], "preset": preset})
 
 
 def nets(study: PrototypesStudy, shelf: Shelf | None = None) -> dict[str, Network]:

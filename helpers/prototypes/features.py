@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from helpers.prototypes.batches import Part
@@ -57,7 +58,9 @@ class Stored:
 
 
 def store(part: Part, backbone: nn.Module, folder: Path, device: torch.device, *, seed: int, variants: int) -> Stored:
-    """Compute the features of ``part`` that are not in ``folder`` yet, one file a variant, and open them all."""
+    """Compute the features of ``part`` that are not in ``folder`` yet, one file a variant, and open them all. Fits side
+    by side wait for each other's."""
+    folder.mkdir(parents=True, exist_ok=True)
     backbone = backbone.to(device).eval()
     rows = torch.arange(len(part.labels)).split(CHUNK)
 
@@ -68,9 +71,10 @@ def store(part: Part, backbone: nn.Module, folder: Path, device: torch.device, *
 
     def kept(name: str, dtype: type, inputs: Callable[[Tensor], Tensor]) -> np.ndarray:
         path = folder / f"{name}.npy"
-        if not path.exists():
-            log.info("features of %d images: %s", len(part.labels), path.name)
-            _write(path, features(inputs), len(part.labels), dtype)
+        with FileLock(folder / ".lock"):
+            if not path.exists():
+                log.info("features of %d images: %s", len(part.labels), path.name)
+                _write(path, features(inputs), len(part.labels), dtype)
         return np.load(path, mmap_mode="r")
 
     copies = [
@@ -81,7 +85,6 @@ def store(part: Part, backbone: nn.Module, folder: Path, device: torch.device, *
 
 def _write(path: Path, parts: Iterable[Tensor], n: int, dtype: type) -> None:
     """An array [n, ...] of ``parts`` one after the other; the file has its name only when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial, array, at = path.with_suffix(".partial"), None, 0
     for part in parts:
         values = part.cpu().numpy()

@@ -102,9 +102,13 @@ def upsample_box(similarity: Tensor, input_size: tuple[int, int], quantile: floa
     """The boxes int64 [B, P, 4] that ProtoPNet draws: the tightest around the pixels that reach the ``quantile`` of the
     up-sampled map (section 4.3)."""
     flat = _interpolate(similarity, input_size).flatten(2)
-    rank = math.ceil(quantile * (flat.shape[2] - 1))  # a pixel reaches an interpolated quantile where it reaches this
-    threshold = flat.kthvalue(rank + 1, dim=2, keepdim=True).values
-    return bounding_box((flat >= threshold).unflatten(2, input_size))
+    return bounding_box(highest(flat, quantile).unflatten(2, input_size))
+
+
+def highest(flat: Tensor, quantile: float = DRAWN) -> Tensor:
+    """bool, of the shape of ``flat`` [..., N]: what reaches the ``quantile`` of its N values."""
+    rank = math.ceil(quantile * (flat.shape[-1] - 1))  # a pixel reaches an interpolated quantile where it reaches this
+    return flat >= flat.kthvalue(rank + 1, dim=-1, keepdim=True).values
 
 
 def bounding_box(mask: Tensor) -> Tensor:
@@ -266,13 +270,13 @@ def _heatmap(similarity: Tensor, field: ReceptiveField, reduce: str) -> Readout:
     found = []
     for some in similarity.flatten(0, 1)[:, None].split(AT_ONCE):
         heat = pixel_map(some, field, reduce=reduce).nan_to_num(nan=-1.0)  # no cell sees these pixels
-        highest = heat == heat.amax((2, 3), keepdim=True)
-        count = highest.sum((2, 3))
+        top = heat == heat.amax((2, 3), keepdim=True)
+        count = top.sum((2, 3))
         means = [
-            (highest.sum(other) * torch.arange(n, device=heat.device)).sum(2) / count
+            (top.sum(other) * torch.arange(n, device=heat.device)).sum(2) / count
             for other, n in zip((3, 2), field.input_size, strict=True)
         ]
-        found.append((bounding_box(highest), torch.stack(means, -1)))
+        found.append((bounding_box(top), torch.stack(means, -1)))
     box, centre = (torch.cat(parts).view(*similarity.shape[:2], -1) for parts in zip(*found, strict=True))
     return Readout(box, centre)
 

@@ -1,7 +1,7 @@
 """``python -m helpers.prototypes.publish toybirds``: ship what was trained and measured in the working folder.
 
-Ships the records of all fits and of the cuts, the weights that the notebook and its explorer look into, and the key
-figure.
+Ships the records of all fits, of their evaluation and of the cuts, the weights that the notebooks and their explorers
+look into, and the key figure.
 """
 
 from __future__ import annotations
@@ -10,27 +10,32 @@ import sys
 
 from helpers import artifacts, config, figures, runtime
 from helpers.prototypes import examples, goldilocks
+from helpers.prototypes import study as networks
+from helpers.prototypes.evaluation import study as evaluation
+from helpers.prototypes.evaluation.presets import EvaluationStudy
 from helpers.prototypes.fits import working_folder
 from helpers.prototypes.presets import PrototypesStudy
-from helpers.prototypes.study import Member, Shelf, collect, members
+from helpers.prototypes.study import Member, Shelf
 from helpers.shelf import shipping
 
 SHIPPED = (examples.MAIN, "birdnet@stage2", "birdnet@stage4/protopnet")  # groups of whose first seed the weights are
 
 
-def publish(studies: list[PrototypesStudy], cuts: goldilocks.Goldilocks) -> list[str]:
+def publish(
+    studies: list[PrototypesStudy], cuts: goldilocks.Goldilocks, evaluations: list[EvaluationStudy]
+) -> list[str]:
     """Make the working folder's records the shipped ones; returns their names. The first of ``studies``, if there are
     any, is the one that is shown. All is checked before anything is replaced. Raises `ArtifactError` for what is
     missing."""
     out = working_folder(studies[0]) if studies else working_folder(PrototypesStudy())
     source, here = Shelf(out), {"retrain": False, "reevaluate": False, "out": str(out)}
-    everyone = [member for study in studies for member in members(study.override(here))]
-    for study in studies:
-        collect(study.override(here))
     goldilocks.collect(cuts.override(here))
-    names = [member.name for member in [*everyone, *goldilocks.members(cuts)]]
+    names = [member.name for member in goldilocks.members(cuts)]
+    for kind, asked in ((networks, studies), (evaluation, evaluations)):
+        names += [record["name"] for study in asked for record in kind.collect(study.override(here))]
     made = {
         "settings": {study.preset: study.provenance() for study in [*studies, cuts]},
+        "evaluation": {study.preset: study.evaluation.model_dump(mode="json") for study in evaluations},
         "environment": runtime.environment(),
     }
     with shipping(Shelf, made) as new:
@@ -49,7 +54,9 @@ def publish(studies: list[PrototypesStudy], cuts: goldilocks.Goldilocks) -> list
 if __name__ == "__main__":
     try:
         cuts = goldilocks.Goldilocks().override({**goldilocks.Goldilocks.presets["reduced"]})
-        trained = [examples.published(preset) for preset in sys.argv[1:]]  # "toybirds" "cub_subset", as far as they are
-        print("\n".join(publish(trained, cuts)))
+        presets = sys.argv[1:]  # "toybirds" "cub_subset", as far as they are
+        trained = [examples.published(preset) for preset in presets]
+        evaluated = [examples.published(preset, EvaluationStudy) for preset in presets]
+        print("\n".join(publish(trained, cuts, evaluated)))
     except config.PlainError as error:
         sys.exit(f"Sightline: {error}")

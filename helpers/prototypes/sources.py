@@ -219,8 +219,7 @@ def _cub(dataset: Dataset, pipeline: Pipeline, memory: Memory) -> Source:
 
 
 def _toybirds(dataset: Dataset, pipeline: Pipeline, memory: Memory) -> Source:
-    """Birds are drawn a block at a time when one is asked for, and kept as bytes: rounding to 1 / 255 moves a pixel by
-    a twentieth of the noise that they are drawn with."""
+    """Birds are drawn a block at a time when one is asked for, and kept as bytes."""
     settings = toybirds.ToyBirdsSettings(size=pipeline.input_size)
 
     def stored(name: str, n: int | None = None) -> Stored:
@@ -231,8 +230,7 @@ def _toybirds(dataset: Dataset, pipeline: Pipeline, memory: Memory) -> Source:
             block, row = divmod(index, DRAWN)
             with lock:  # several threads may ask
                 if block not in kept:
-                    images = toybirds.batch(seed, blocks[block], settings).images
-                    kept[block] = images.mul(255).round().to(torch.uint8)
+                    kept[block] = toybirds.stored(toybirds.batch(seed, blocks[block], settings).images)
             return kept[block][row]
 
         def parts(indices: Tensor, geometry: Geometry) -> PartLocations:

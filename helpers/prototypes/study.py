@@ -23,7 +23,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from helpers import artifacts, config, records, runtime, workers
+from helpers import artifacts, config, records, runtime
 from helpers.config import ConfigError, suggest
 from helpers.prototypes import evaluate, fits, models, projection
 from helpers.prototypes.fits import STUDY, Fit, working_folder
@@ -101,17 +101,7 @@ def collect(study: PrototypesStudy) -> list[dict[str, Any]]:
     """The records of all `members`. ``RETRAIN`` trains and measures what ``OUT`` does not hold yet; ``REEVALUATE``
     measures anew what there are weights of, and keeps the records of the others. Else all are read. Raises
     `ArtifactError` for a record that is missing, damaged or stale."""
-    shelf, wanted = choose_shelf(study), members(study)
-    if study.reevaluate:
-        shelf = records.reevaluate(shelf, wanted, measure, working_folder(study))
-    if study.retrain:
-        artifacts.ensure_writable(working_folder(study))
-        missing = [member for member in wanted if shelf.record(member) is None]
-        with workers.executor(study.workers) as executor:
-            for member, done in [(member, executor.submit(run, member)) for member in missing]:
-                done.result()
-                log.info("%s is done", member.name)
-    return shelf.all_of(wanted)
+    return records.collect(study, choose_shelf(study), members(study), run, measure, working_folder(study))
 
 
 def run(member: Member) -> None:

@@ -269,7 +269,7 @@ def choices(part: str) -> tuple[str, ...]:
 
 def _stored(images: Tensor) -> Tensor:
     """Images as a data set keeps them, in 256 steps, and in [0, 1] again."""
-    return (images * 255).round() / 255
+    return toybirds.stored(images) / 255
 
 
 def _check(name: str, net: ProtoNet, n_classes: int) -> None:

@@ -11,7 +11,8 @@ import pandas as pd
 
 from helpers.ledger import Ledger
 from helpers.prototypes.claims import MIN_SEEDS, deviation
-from helpers.prototypes.evaluation.tables import differences, values
+from helpers.prototypes.evaluation.tables import values
+from helpers.prototypes.tables import differences
 
 DISTINCT = 0.6  # of the prototypes of a class, the least share that has a part of its own
 MOSTLY = 50.0  # %: more often than not
@@ -41,7 +42,7 @@ def check_constrained(ledger: Ledger, frame: pd.DataFrame, ours: str, others: di
     of cuts that see nearly everything? ``others``: a name in words and the group."""
     for metric, name in (("soft_consistency", "consistent"), ("soft_stability", "stable")):
         for other, group in others.items():
-            gain = differences(frame, "consistency", metric, "pixpnet-exact", ours, group)
+            gain = differences(values(frame, "consistency", metric, "pixpnet-exact"), metric, ours, group)
             ledger.check(
                 f"{name}-{group.replace('/', '-')}",
                 f"prototypes that see parts are more {name} than those of {other}",

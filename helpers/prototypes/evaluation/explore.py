@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -29,18 +28,17 @@ from helpers.config import ConfigError, Settings, suggest
 from helpers.data.toybirds import ToyBirdsSettings
 from helpers.prototypes import drawings
 from helpers.prototypes.drawings import number
-from helpers.prototypes.evaluation import ordering
+from helpers.prototypes.evaluation import examples, ordering
+from helpers.prototypes.evaluation.examples import SEED, Trial
 from helpers.prototypes.evaluation.figures import MAPPINGS
 from helpers.prototypes.evaluation.measures import methods
 from helpers.prototypes.evaluation.presets import Spread
-from helpers.prototypes.explanations import Box
 from helpers.prototypes.mapping import boxes
 from helpers.prototypes.models import ProtoNet
 from helpers.prototypes.views import Lab
 
 NAMES: tuple[Spread, ...] = ("rf", "upsample", "prp", "random")
 PERCENTS = (0.0, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 25.0, 30.0, 40.0, 50.0, 60.0, 80.0, 100.0)
-SEED = 0  # of the noise, and of the random map
 CACHED = 64  # trials
 WRAP = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "2px 14px"}
 SIDE = 190  # pixels of a picture of the static sheet
@@ -70,18 +68,6 @@ class State(Settings):
     percent: float = Field(10.0, ge=0, le=100)
 
 
-@dataclass(frozen=True, eq=False)
-class Trial:
-    """A prototype on a bird: by mapping its ``heat`` [S, S], the places of the pixels in its order, ``ranks`` [S, S],
-    and the ``similarities`` [T] at `PERCENTS` of the pixels."""
-
-    prototype: int
-    box: Box
-    heat: dict[str, np.ndarray]
-    ranks: dict[str, Tensor]
-    similarities: dict[str, list[float]]
-
-
 class Explorer(widgets.Explorer[State]):
     """See the module. ``nets`` by name, trained on the birds of ``settings``; ``cards``: a report card of each net,
     with a row a prototype. Raises `ConfigError` as `views.Lab` does."""
@@ -96,7 +82,7 @@ class Explorer(widgets.Explorer[State]):
         self.lab, self.cards = Lab(nets, settings or ToyBirdsSettings(), seed), dict(cards or {})
         self.methods = {name: methods(net, self.lab.fields[name], NAMES, SEED) for name, net in self.lab.nets.items()}
         self.owned = {name: ordering.own_prototypes(net).tolist() for name, net in self.lab.nets.items()}
-        self.noise = ordering.start_image("random", (3, *[self.lab.settings.size] * 2), SEED)
+        self.noise = examples.noise([self.lab.settings.size] * 2)
         self.counts = torch.tensor([round(p / 100 * self.lab.settings.size**2) for p in PERCENTS])
         self.tried = lru_cache(CACHED)(self._tried)
         self.trial: Trial | None = None
@@ -124,17 +110,8 @@ class Explorer(widgets.Explorer[State]):
         return self.owned[self.state.net][int(self.lab.labels[self.state.image])]
 
     def _tried(self, name: str, image: int, prototype: int) -> Trial:
-        net, field = self.lab.nets[name], self.lab.fields[name]
-        x, wanted = self.lab.inputs(self.lab.pixels(image, None)), torch.tensor([[prototype]])
-        similarity = ordering.similarity_maps(net, x, wanted)
-        maps = {method: maps_of(x, similarity, wanted) for method, maps_of in self.methods[name].items()}
-        found = {
-            method: ordering.curves(net, x, wanted, heat, grid=self.counts, seed=SEED).values[0, 0].tolist()
-            for method, heat in maps.items()
-        }
-        ranks = {m: ordering.ranks(heat, SEED)[0, 0].view(heat.shape[2:]) for m, heat in maps.items()}
-        box = tuple(boxes(similarity.flatten().argmax(), field).tolist())
-        return Trial(prototype, box, {m: heat[0, 0].cpu().numpy() for m, heat in maps.items()}, ranks, found)
+        x = self.lab.inputs(self.lab.pixels(image, None))
+        return examples.tried(self.lab.nets[name], x, prototype, self.methods[name], self.counts)
 
     def given_back(self, mapping: str, percent: float) -> Tensor:
         """float32 [3, S, S] in [0, 1]: the noise with so many of the bird's pixels."""
@@ -180,13 +157,14 @@ class Explorer(widgets.Explorer[State]):
         options = [(f"{place + 1}: number {prototype}", place) for place, prototype in enumerate(self.prototypes)]
         widgets.set_options(self.place, options, state.place)
         pixels, true = lab.pixels(state.image, None), int(lab.labels[state.image])
+        box = boxes(trial.cell, lab.fields[state.net]).tolist()
         reached = trial.similarities[state.mapping][PERCENTS.index(state.percent)]
         self.panels["given"].show(
             f"{state.percent:g} % of the pixels", drawings.shown(self.given_back(state.mapping, state.percent)),
             f"similarity {reached:.2f}, {trial.similarities[state.mapping][-1]:.2f} with all",
         )  # fmt: skip
         self.panels["bird"].show(
-            f"Bird {state.image}", drawings.outlined(drawings.shown(pixels), trial.box, drawings.TINTS[0]),
+            f"Bird {state.image}", drawings.outlined(drawings.shown(pixels), box, drawings.TINTS[0]),
             f"class {lab.classes[true]}",
         )  # fmt: skip
         self.panels["heat"].show(

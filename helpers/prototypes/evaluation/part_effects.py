@@ -154,11 +154,6 @@ def part_effects(
     )
 
 
-def stored(images: Tensor) -> Tensor:
-    """uint8: images float32 in [0, 1] as data sets keep them."""
-    return (images * 255).round().to(torch.uint8)
-
-
 def inputs(images: Tensor, net: ProtoNet) -> Tensor:
     """What ``net`` gets of images uint8 [B, 3, S, S], on its device."""
     return pipelines()["ToyBirds"].normalise(images).to(net.prototypes.device)
@@ -240,7 +235,7 @@ def _effects(net: ProtoNet, birds: Scene, rows: Tensor, parts: list[int], draws:
     and logit fall without them [b, Q, P + 1], at their cells [b, Q, P], and under the control [2, n, b, Q, P + 1]."""
     scene = birds[rows].to("cpu")  # all is drawn there, so that masks are the same to the bit wherever the net is
     as_it_is = toybirds.render(scene)
-    image, masks, visible = stored(as_it_is.images), as_it_is.masks, as_it_is.visible[:, parts]
+    image, masks, visible = toybirds.stored(as_it_is.images), as_it_is.masks, as_it_is.visible[:, parts]
     answers = ask(net, image)
     before = _values(answers, scene.label)
     raw = torch.full((len(rows), len(parts), before.shape[1]), torch.nan)
@@ -250,7 +245,7 @@ def _effects(net: ProtoNet, birds: Scene, rows: Tensor, parts: list[int], draws:
         some = visible[:, q].nonzero()[:, 0]
         if not len(some):
             continue
-        less = stored(toybirds.render(scene[some], without={PARTS[index]}).images)
+        less = toybirds.stored(toybirds.render(scene[some], without={PARTS[index]}).images)
         without = ask(net, less)
         raw[some, q] = before[some] - _values(without, scene.label[some])
         at_cell[some, q] = answers.similarities[some] - _at(without.maps, answers.cells[some])

@@ -9,7 +9,6 @@ draws, without those at which it shows nothing: of a receptive field's box, the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
@@ -23,8 +22,8 @@ from helpers.config import ConfigError, suggest
 from helpers.data import toybirds
 from helpers.data.bird_scenes import COLOURLESS, COLOURS, PARTS, SHAPES, Counter, Scene
 from helpers.prototypes.evaluation.ordering import Maps, pixel_maps
-from helpers.prototypes.evaluation.part_effects import CHANGED, ask, drawn, inputs, moved, part_indices, stored
-from helpers.prototypes.mapping import DRAWN, boxes
+from helpers.prototypes.evaluation.part_effects import CHANGED, ask, drawn, inputs, moved, part_indices
+from helpers.prototypes.mapping import boxes, highest
 from helpers.prototypes.models import ProtoNet
 from helpers.prototypes.receptive_field import ReceptiveField
 
@@ -129,13 +128,13 @@ def point(
     chance: dict[str, list[Pointed]] = {name: [] for name in methods}
     for rows, prototypes in _groups(net, birds.label.cpu(), whose, at_once):
         as_it_is = toybirds.render(birds[rows].to("cpu"))
-        masks, image = as_it_is.masks, stored(as_it_is.images)
+        masks, image = as_it_is.masks, toybirds.stored(as_it_is.images)
         uniform = torch.from_numpy(Counter(seed, rows.numpy())("elsewhere", 0, 1, 2))
         shift = (uniform * birds.size).long()
         facts.append((rows, masks[:, indices].sum((2, 3)), as_it_is.centres[:, indices], shift))
         pairs.append(torch.stack([rows.repeat_interleave(prototypes.shape[1]), prototypes.flatten()]))
         against = masks, moved(masks, shift)
-        for name, heat in _heats(net, image, prototypes, methods):
+        for name, heat in _heats(net, image, ask(net, image).maps, prototypes, methods):
             for kept, there in zip((found, chance), against, strict=True):
                 kept[name].append(pointed(heat, there, indices))
     rows, *of_birds = (torch.cat(values) for values in zip(*facts, strict=True))
@@ -150,15 +149,15 @@ def pointed(heat: Tensor, masks: Tensor, parts: list[int]) -> Pointed:
     truth, seen, above = torch.cat([masks[:, parts], bird], 1), region(heat).flatten(2), shown(heat).flatten(2)
     total = above.sum(2)
     mass = (above @ truth.mT) / torch.where(total > 0, total, 1)[..., None]
-    highest = (above == above.amax(2, keepdim=True)).to(above)
-    peak = (highest @ truth.mT) / highest.sum(2, keepdim=True)
+    top = (above == above.amax(2, keepdim=True)).to(above)
+    peak = (top @ truth.mT) / top.sum(2, keepdim=True)
     held, middle_at = seen.to(above) @ truth.mT, _centroid(seen, width)
     x, y = middle_at.nan_to_num().round().long().unbind(2)
     index = (y * width + x)[:, None].expand(-1, len(parts), -1)
     middle = truth[:, :-1].gather(2, index).mT * seen.any(2, keepdim=True)
     values = (
         mass[..., :-1], (1 - mass[..., -1]) * (total > 0), peak[..., :-1], middle, held[..., :-1], held[..., -1],
-        _centroid(highest > 0, width), middle_at,
+        _centroid(top > 0, width), middle_at,
     )  # fmt: skip
     return Pointed(*(value.flatten(0, 1).cpu() for value in values))
 
@@ -173,9 +172,7 @@ def shown(heat: Tensor) -> Tensor:
 def region(heat: Tensor) -> Tensor:
     """bool, of the shape of ``heat`` [..., H, W]: pixels from the 95 % quantile upwards, if they show something."""
     flat = shown(heat).flatten(-2)
-    rank = math.ceil(DRAWN * (flat.shape[-1] - 1))  # a pixel reaches an interpolated quantile where it reaches this
-    threshold = flat.kthvalue(rank + 1, dim=-1, keepdim=True).values
-    return ((flat >= threshold) & (flat > 0)).view_as(heat)
+    return (highest(flat) & (flat > 0)).view_as(heat)
 
 
 def reactions(
@@ -196,14 +193,16 @@ def reactions(
         scene = birds[rows].to("cpu")
         as_it_is = toybirds.render(scene)
         changed, part = another(scene, as_it_is.visible[:, indices], indices, rows, seed)
-        images = [stored(as_it_is.images), stored(toybirds.render(changed).images)]
+        images = [toybirds.stored(as_it_is.images), toybirds.stored(toybirds.render(changed).images)]
         where = (images[0] != images[1]).any(1)
-        before, after = (ask(net, image).similarities.gather(1, prototypes) for image in images)
+        answers = [ask(net, image) for image in images]
+        before, after = (of.similarities.gather(1, prototypes) for of in answers)
         place = (after - before).abs().argmax(1, keepdim=True)
         before, after = before.gather(1, place)[:, 0], after.gather(1, place)[:, 0]
         reacted = (after - before).abs() > CHANGED * before.abs()
         found.append((rows, part, prototypes.gather(1, place)[:, 0], reacted, where.float().mean((1, 2))))
-        heats = [dict(_heats(net, image, prototypes, methods)) for image in images]
+        seen = zip(images, answers, strict=True)
+        heats = [dict(_heats(net, image, of.maps, prototypes, methods)) for image, of in seen]
         for name in methods:
             old, new = (heat[name].cpu()[torch.arange(len(rows)), place[:, 0]] for heat in heats)
             more = torch.where((after > before)[:, None, None], new, old)
@@ -256,11 +255,11 @@ def _groups(net: ProtoNet, labels: Tensor, whose: str, at_once: int) -> Iterator
 
 
 def _heats(
-    net: ProtoNet, image: Tensor, prototypes: Tensor, methods: Mapping[str, Maps]
+    net: ProtoNet, image: Tensor, maps: Tensor, prototypes: Tensor, methods: Mapping[str, Maps]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The maps [b, M, H, W] of each method for images uint8 [b, 3, H, W] and ``prototypes`` [b, M]."""
+    """The maps [b, M, H, W] of each method for images uint8 [b, 3, H, W], in which all prototypes have the similarity
+    ``maps`` [b, P, Hz, Wz], and ``prototypes`` [b, M]."""
     x = inputs(image, net)
-    maps = ask(net, image).maps
     similarity = maps.gather(1, prototypes[..., None, None].expand(-1, -1, *maps.shape[2:])).to(x.device)
     prototypes = prototypes.to(x.device)
     for name, method in methods.items():

@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 
-from helpers import artifacts, config, records, runtime, workers
+from helpers import artifacts, config, records, runtime
 from helpers.prototypes import fits
 from helpers.prototypes import study as networks
 from helpers.prototypes.evaluation import measures
@@ -81,17 +81,7 @@ def collect(settings: EvaluationStudy) -> list[dict[str, Any]]:
     """The records of all `members`. ``RETRAIN`` trains and measures what ``OUT`` does not hold yet, networks included;
     ``REEVALUATE`` measures anew what there are weights of, and keeps the records of the others. Else all are read.
     Raises `ArtifactError` for a record that is missing, damaged or stale."""
-    shelf, wanted = choose_shelf(settings), members(settings)
-    if settings.reevaluate:
-        shelf = records.reevaluate(shelf, wanted, measure, working_folder(settings))
-    if settings.retrain:
-        artifacts.ensure_writable(working_folder(settings))
-        missing = [member for member in wanted if shelf.record(member) is None]
-        with workers.executor(settings.workers) as executor:
-            for member, done in [(member, executor.submit(run, member)) for member in missing]:
-                done.result()
-                log.info("%s is done", member.name)
-    return shelf.all_of(wanted)
+    return records.collect(settings, choose_shelf(settings), members(settings), run, measure, working_folder(settings))
 
 
 def run(member: Member) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from helpers.prototypes import tables
 from helpers.prototypes.tables import mean_and_deviation
 
 CONSISTENCY = {
@@ -37,18 +38,8 @@ DISTINCT = {
 
 def values(frame: pd.DataFrame, aspect: str, metric: str, variant: str | None = None) -> pd.DataFrame:
     """The rows of ``frame`` (`study.frame`) of one metric, of one variant or of all."""
-    own = frame[(frame.aspect == aspect) & (frame.metric == metric) & frame.value.notna()]
+    own = tables.values(frame[frame.aspect == aspect], metric)
     return own if variant is None else own[own.variant == variant]
-
-
-def differences(
-    frame: pd.DataFrame, aspect: str, metric: str, variant: str, group: str, other: str
-) -> pd.Series:
-    """How far the metric of ``group`` is above that of ``other`` with the same seed: by seed, of those both have."""
-    table = values(frame, aspect, metric, variant).pivot_table(index="seed", columns="group", values="value")
-    if not {group, other} <= set(table):
-        return pd.Series(dtype=float)
-    return (table[group] - table[other]).dropna()
 
 
 def by_variant(frame: pd.DataFrame, aspect: str, names: Mapping[str, str], index: str = "variant") -> pd.DataFrame:
