@@ -159,8 +159,10 @@ def test_the_frame_has_a_row_a_number(made):
 def test_networks_of_the_first_seed_are_shown(made):
     out, settings, _ = made
     nets = examples.nets(settings)
-    assert list(nets) == list(GROUPS) and list(examples.prototype_nets(nets)) == list(GROUPS[:2])
-    shown = examples.show(settings, nets["birdnet@stem"])
+    labels = [member.label for member in members(settings)]
+    assert labels == ["birdnet@stem/pixpnet", *GROUPS[1:]]
+    assert list(nets) == labels and list(examples.prototype_nets(nets)) == labels[:2]
+    shown = examples.show(settings, nets["birdnet@stem/pixpnet"])
     everything = shown.explain(0, top=None)
     assert sum(e.contribution for e in everything.evidence) == pytest.approx(everything.logit, abs=1e-4)
     first = everything.evidence[0]
@@ -174,7 +176,7 @@ def test_networks_of_the_first_seed_are_shown(made):
 
 def test_pictures_are_drawn(made):
     _, settings, records = made
-    shown = examples.show(settings, examples.nets(settings)["birdnet@stem"])
+    shown = examples.show(settings, examples.nets(settings)["birdnet@stem/pixpnet"])
     first = shown.explain(0).evidence[0]
     boxes = (first.box, first.upsampled_box)
     for figure in (

@@ -23,7 +23,7 @@ from helpers.prototypes.study import Shelf, choose_shelf, members
 
 SHOWN = 3  # prototypes of a prediction
 KEY_IMAGE = 0  # the first test image: it was not chosen
-MAIN = "birdnet@stage3"  # the group that is looked at, where it is there
+MAIN = "birdnet@stage3/pixpnet"  # the group that is looked at, where it is there
 
 S = TypeVar("S", bound=PrototypesStudy)
 
@@ -37,7 +37,7 @@ def nets(study: PrototypesStudy, shelf: Shelf | None = None) -> dict[str, Networ
     """The networks of the first seed whose weights are there, by group. Raises `ArtifactError` where there are none."""
     shelf = shelf or choose_shelf(study)
     first = [member for member in members(study) if member.seed == study.seed]
-    found = {member.group: shelf.net(member) for member in first if shelf.weights_path(member).exists()}
+    found = {member.label: shelf.net(member) for member in first if shelf.weights_path(member).exists()}
     if not any(isinstance(net, ProtoNet) for net in found.values()):
         raise ArtifactError(f"no prototypes of these settings are in {shelf.weights}; RETRAIN=True makes them")
     return found

@@ -18,7 +18,7 @@ from helpers.prototypes.presets import PrototypesStudy
 from helpers.prototypes.study import Member, Shelf
 from helpers.shelf import shipping
 
-SHIPPED = (examples.MAIN, "birdnet@stage2", "birdnet@stage4/protopnet")  # groups of whose first seed the weights are
+SHIPPED = (examples.MAIN, "birdnet@stage2/pixpnet", "birdnet@stage4/protopnet")  # weights, of the first seed
 
 
 def publish(

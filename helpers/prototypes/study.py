@@ -59,11 +59,16 @@ class Member:
         return self.group.partition("/")[0]
 
     @property
+    def label(self) -> str:
+        """``backbone@cut/kind``, as tables call its group."""
+        return f"{self.cut.replace(':', '-')}/{self.kind}"
+
+    @property
     def name(self) -> str:
         """Its path in every folder."""
         data = self.study.dataset
         dataset = "-".join(part.lower() for part in (data.name, data.subset) if part)
-        return f"{dataset}/{self.cut.replace(':', '-')}/{self.kind}/{self.seed}"
+        return f"{dataset}/{self.label}/{self.seed}"
 
     @cached_property
     def fit(self) -> Fit:
