@@ -1,4 +1,4 @@
-"""The explorer of prototypes in a real browser: keys and clicks change what it shows."""
+"""The explorers of prototypes in a real browser: keys and clicks change what they show."""
 
 import pytest
 from browsing import browser, changes, choose, click, find, picture, served, until, with_browser
@@ -9,6 +9,7 @@ CELL = """
 import torch
 from helpers.data.toybirds import ToyBirdsSettings
 from helpers.prototypes import models
+from helpers.prototypes.evaluation import explore
 from helpers.prototypes.explore import Explorer
 from helpers.prototypes.presets import Model
 
@@ -18,8 +19,7 @@ for stage in ("stage2", "stage3"):
     net = models.build(Model(feature_layer=stage, num_prototypes=30, prototype_dim=8), 6, settings.size, seed=0)
     net.source_image[:], net.source_cell[:] = torch.arange(30), 2
     nets[f"birdnet@{stage}"] = net
-explorer = Explorer(nets, settings)
-explorer
+display(Explorer(nets, settings), explore.Explorer(nets, settings))
 """
 
 pytestmark = [pytest.mark.slow, with_browser]
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, with_browser]
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The address of a page with an explorer of nets that were never trained."""
+    """The address of a page with both explorers, of nets that were never trained."""
     with served(tmp_path_factory.mktemp("voila"), CELL) as address:
         yield address
 
@@ -69,3 +69,20 @@ def test_keys_and_clicks_change_the_pictures(page, browser, tmp_path):
     browser.save_screenshot(str(tmp_path / "explorer.png"))
     inside, width = browser.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
     assert inside <= width == 1280, "nothing hangs over the page's edge"
+
+
+def test_a_slider_gives_the_bird_its_pixels_back(page, browser, tmp_path):
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.select import Select
+
+    browser.get(page)
+    until(lambda: find(browser, "img.sightline-given") and picture(browser, "given"), "the pictures are there")
+    slider = browser.find_element("css selector", ".sightline-percent [role=slider]")
+    changes(browser, lambda: slider.send_keys(Keys.ARROW_RIGHT), "given")
+    changes(browser, lambda: click(browser, "the map of similarities, enlarged"), "given", "heat")
+    changes(browser, lambda: click(browser, "relevance handed back from the best cell"), "given", "heat")
+    place = Select(browser.find_element("css selector", ".sightline-place select"))
+    changes(browser, lambda: place.select_by_index(1), "given", "heat", "source")
+    assert find(browser, ".sightline-curve svg"), "the curve stands beside them"
+    browser.execute_script("arguments[0].scrollIntoView()", slider)
+    browser.save_screenshot(str(tmp_path / "explorer.png"))

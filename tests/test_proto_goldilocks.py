@@ -313,6 +313,15 @@ def test_cuts_are_those_of_the_original_and_end_with_the_weights():
     assert cuts(study, "efficientnet_lite0") == ["stem", *(f"stage{k}" for k in range(1, 8)), "top"]
 
 
+def test_some_backbones_may_be_fine_tuned_alone():
+    study = Goldilocks(backbones=("vgg16", "squeezenet1_1"), finetuned=("squeezenet1_1",), seeds=1)
+    asked = [(member.mode, member.backbone) for member in members(study)]
+    assert asked[:2] == [("probe", "vgg16"), ("probe", "squeezenet1_1")]
+    assert set(asked[2:]) == {("finetune", "squeezenet1_1")} and len(asked) == 2 + len(cuts(study, "squeezenet1_1"))
+    with pytest.raises(ConfigError, match="did you mean vgg16"):
+        members(study.override({"finetuned": ("vgg_16",)}))
+
+
 def test_a_filter_that_leaves_nothing_is_an_error_that_lists_what_there_is():
     with pytest.raises(ConfigError, match="vgg16/maxpool5"):
         members(Goldilocks(backbones=("vgg16",), filter="vgg16/maxpol5"))

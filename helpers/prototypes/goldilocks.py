@@ -85,6 +85,7 @@ class Goldilocks(Study):
     n_train: int | None = Field(None, ge=1, description="training images, if not all")
     n_test: int | None = Field(None, ge=1, description="test images, if not all")
     seeds: int = Field(3, ge=1, description="splits of the probes, trainings of a cut, from SEED upwards")
+    finetuned: Several[str] | None = Field(None, description="backbones that are fine-tuned, if not all")
     finetune_seeds: int | None = Field(None, ge=1, description="trainings of a cut, if not as many")
     epochs: int = Field(10, ge=1, description="of fine-tuning")
     batch_size: int = Field(32, ge=1, description="of fine-tuning")
@@ -190,13 +191,17 @@ class Shelf(RecordShelf):
 
 def members(study: Goldilocks) -> list[Member]:
     """All that a study trains: the probes, then seed by seed the cuts. Raises `ConfigError` if the filter leaves
-    nothing."""
+    nothing, or ``finetuned`` names a backbone that is not there."""
     known = {backbone: {stage: n for n, stage in enumerate(cuts(study, backbone))} for backbone in study.backbones}
+    if strange := [backbone for backbone in study.finetuned or () if backbone not in known]:
+        raise ConfigError(f"finetuned has {strange[0]!r}, which is not among backbones: {suggest(strange[0], known)}")
     seeds = {"probe": study.seeds, "finetune": study.finetune_seeds or study.seeds}
     found = []
     for mode in (mode for mode in seeds if mode in study.modes):
         for seed in range(study.seed, study.seed + seeds[mode]):
             for backbone, stages in known.items():
+                if mode == "finetune" and backbone not in (study.finetuned or known):
+                    continue
                 kept = {stage: n for stage, n in stages.items() if study.filter in f"{backbone}/{stage}"}
                 alone = [{stage: n} for stage, n in kept.items()]
                 together = [stages] if kept else []

@@ -150,7 +150,7 @@ class PrototypesStudy(Study):
     ``python -m helpers.prototypes`` from a command line."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "toybirds": {**TOYBIRDS, "seeds": 2},
+        "toybirds": TOYBIRDS,
         "quick": {
             **TOYBIRDS, "seeds": 1, "groups": ("birdnet@stage2", "birdnet@stage2/classifier"), "dataset.n_train": 200,
             "dataset.n_test": 100, "train.epochs": 2, "train.push_every": 1, "train.batch_size": 20,

@@ -19,13 +19,14 @@ MOSTLY = 50.0  # %: more often than not
 PIXEL = 1.0  # px
 
 
-def check_ordering(ledger: Ledger, frame: pd.DataFrame, where: str) -> None:
-    """Do PixPNet's maps find the pixels that a similarity rests on sooner than other maps do?"""
+def check_ordering(ledger: Ledger, frame: pd.DataFrame, where: str, images: str = "ToyBirds") -> None:
+    """Do PixPNet's maps find the pixels that a similarity rests on sooner than other maps do? On what ``images``, in
+    words."""
     for other, name in (("upsample", "up-sampling"), ("random", "chance"), ("prp", "PRP")):
         own = values(frame, "ordering", "area", f"rf - {other}")
         ledger.check(
-            f"rot-{other}",
-            f"the map of receptive fields orders pixels better than {name} (area under the curve)",
+            f"rot-{other}-{images}",
+            f"the map of receptive fields orders pixels better than {name} (area under the curve; {images})",
             ours=_mean(own.value),
             spread=deviation(own.value),
             unit="points",

@@ -38,6 +38,12 @@ from helpers.prototypes.models import ProtoNet
 from helpers.prototypes.views import Lab
 
 NAMES: tuple[Spread, ...] = ("rf", "upsample", "prp", "random")
+TIPS = {
+    "rf": "each cell's similarity, over the pixels that it sees",
+    "upsample": "the map of similarities, enlarged",
+    "prp": "relevance handed back from the best cell",
+    "random": "any order",
+}
 PERCENTS = (0.0, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 25.0, 30.0, 40.0, 50.0, 60.0, 80.0, 100.0)
 CACHED = 64  # trials
 WRAP = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "2px 14px"}
@@ -127,7 +133,8 @@ class Explorer(widgets.Explorer[State]):
                                       layout={"width": "110px"})  # fmt: skip
         self.place = widgets.dropdown("prototype", [0], "200px")
         names = [(MAPPINGS[name][0], name) for name in NAMES]
-        self.mapping = w.ToggleButtons(options=names, style={"button_width": "118px"})
+        tips = [TIPS[name] for name in NAMES]
+        self.mapping = w.ToggleButtons(options=names, tooltips=tips, style={"button_width": "132px"})
         self.percent = w.SelectionSlider(
             description="pixels given back", options=[(f"{p:g} %", p) for p in PERCENTS], style=widgets.LABELLED,
             layout={"width": "420px"}, continuous_update=True,
@@ -140,6 +147,7 @@ class Explorer(widgets.Explorer[State]):
         grid.layout = {"grid_template_columns": "repeat(4, minmax(0, 258px))", "grid_gap": "0 12px"}
         self.curve, self.card = w.HTML(), w.HTML()
         self.card.add_class("sightline-card")
+        self.curve.add_class("sightline-curve")
         rows = [
             w.HTML(widgets.STYLE),
             w.HBox([self.net, self.image, self.place], layout=WRAP),
