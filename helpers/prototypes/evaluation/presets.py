@@ -47,7 +47,8 @@ class EvaluationStudy(PrototypesStudy):
             "evaluation.points": 9, "evaluation.birds": 20, "evaluation.resamples": 20,
         },
         "cub_subset": {
-            **PrototypesStudy.presets["cub_subset"], "evaluation.images": 20, "evaluation.per_class": 2,
+            **PrototypesStudy.presets["cub_subset"], "evaluation.images": 10, "evaluation.per_class": 2,
+            "evaluation.points": 17,
         },
     }  # fmt: skip
 
