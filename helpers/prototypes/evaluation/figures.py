@@ -19,6 +19,7 @@ MAPPINGS = {
     "random": ("random", GREY),
 }
 BESIDE = 0.16  # of a row's height: how far dots of one row are apart
+LINE = 72  # characters of a legend that stand side by side
 
 
 @style()
@@ -120,7 +121,8 @@ def _rows(own: pd.DataFrame, column: str, names: Mapping[str, tuple[str, str]], 
     ax = figure.subplots()
     _dots(ax, own, column, names, groups)
     ax.set_xlabel(label)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names), fontsize=8.5, borderaxespad=0.2)
+    columns = len(names) if sum(len(name) + 4 for name, _ in names.values()) <= LINE else 2
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=8.5, borderaxespad=0.2)
     return figure
 
 
