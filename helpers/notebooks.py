@@ -40,6 +40,8 @@ TIMEOUT = 1800.0
 FAILURE = "failure"
 """The tag of the cell that tells at the top of an executed notebook why it is not whole."""
 
+PAPERMILLS = "papermill-error-cell-tag"  # of the cells that it puts in for the same end, without the traceback
+
 Status = Literal["ok", "failed", "timeout"]
 
 
@@ -214,7 +216,7 @@ def _tell(run: Run, source: Path) -> None:
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
-    notebook.cells = [cell for cell in notebook.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])]
+    notebook.cells = [cell for cell in notebook.cells if PAPERMILLS not in cell.metadata.get("tags", [])]
     traceback = f"\n<pre>{html.escape(run.traceback)}</pre>" if run.traceback else ""
     text = f"**{run.status}** · {html.escape(run.error)}\n{traceback}"
     notebook.cells.insert(0, nbformat.v4.new_markdown_cell(text, metadata={"tags": [FAILURE]}))

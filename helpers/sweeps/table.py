@@ -82,9 +82,9 @@ def _row(record: dict[str, Any], current: bool) -> dict[str, Any]:
         "current": current,
         "minutes": round(sum(attempt["seconds"] for attempt in record["attempts"]) / 60, 3),
         "attempts": len(record["attempts"]),
-        "verdict": record["verdict"],
-        "error": record["error"],
-        **{name: value for name, value in record["results"].items() if name not in record["chosen"]},
+        "verdict": record["verdict"] or None,
+        "error": record["error"] or None,
+        **{name: _rounded(value) for name, value in record["results"].items() if name not in record["chosen"]},
         **_cells(record["chosen"]),
     }
 
@@ -93,6 +93,11 @@ def _cells(chosen: dict[str, Any]) -> dict[str, Any]:
     """Lists and dicts as JSON: a cell holds one thing."""
     return {name: json.dumps(value) if isinstance(value, list | tuple | dict) else value
             for name, value in chosen.items()}  # fmt: skip
+
+
+def _rounded(value: Any) -> Any:
+    """Six significant digits: the rest is no measurement."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _names(parts: Iterable[dict[str, Any]]) -> list[str]:
