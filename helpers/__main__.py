@@ -8,13 +8,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import notebooks, report
+from . import hub, notebooks, report
 from .artifacts import verify_tree
 from .config import ROOT, ConfigError, PlainError, literal
 from .downloads import DownloadError
 from .notebooks import TIMEOUT
-from .sweeps import engines, grid, page, runs
-from .sweeps import sweep as sweeping
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,6 +36,9 @@ def run(given: argparse.Namespace) -> int:
 
 
 def sweep(given: argparse.Namespace) -> int:
+    from .sweeps import engines, grid, page, runs  # pandas and matplotlib take a second to import
+    from .sweeps import sweep as sweeping
+
     wanted = notebooks.list_notebooks(given.notebooks)
     if given.workers < 1:
         raise ConfigError(f"--workers {given.workers}: one at least")
@@ -77,6 +78,17 @@ def verify(given: argparse.Namespace) -> int:
     return int(bool(problems))
 
 
+def push(given: argparse.Namespace) -> int:
+    commit = hub.push(given.study, given.hub, public=given.public)
+    print(f"python -m helpers pull {given.study} --hub {given.hub} --revision {commit}")
+    return 0
+
+
+def pull(given: argparse.Namespace) -> int:
+    hub.pull(given.study, given.hub, given.revision)
+    return 0
+
+
 def readme(given: argparse.Namespace) -> int:
     file = ROOT / "README.md"
     old = file.read_text(encoding="utf-8") if file.exists() else ""
@@ -107,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="values with commas between, and ranges: -p SEED 0:5 -p PRESET quick,paper")  # fmt: skip
     sweeps.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time on this machine (1)")
     sweeps.add_argument("--threads", type=int, metavar="N", help="threads a run (the cores divided by the workers)")
-    sweeps.add_argument("--retries", type=int, choices=range(runs.RETRIES + 1), default=runs.RETRIES,
+    sweeps.add_argument("--retries", type=int, choices=range(3), default=2,
                         help="more attempts at a run that fails (%(default)s)")  # fmt: skip
     sweeps.add_argument("--engine", choices=("local", "dask"), default="local", help="who executes the runs")
     sweeps.add_argument("--address", default="", help="of the Dask scheduler: tcp://host:8786")
@@ -119,6 +131,13 @@ def _parser() -> argparse.ArgumentParser:
     for added in (running, refreshing, sweeps):
         added.add_argument("--timeout", type=float, default=TIMEOUT, metavar="S", help="seconds each (%(default)g)")
     command(verify, "check every shipped weight and result against its manifest")
+    pushing = command(push, "commit a study's weights and results to the Hugging Face Hub")
+    pushing.add_argument("--public", action="store_true", help="make a repository that everyone can read")
+    pulling = command(pull, "put a study's set from the Hugging Face Hub in the place of the shipped one")
+    pulling.add_argument("--revision", default="main", help="commit, tag or branch (main)")
+    for added in (pushing, pulling):
+        added.add_argument("study", help="its folder's name in weights/ and results/, such as toyshapes")
+        added.add_argument("--hub", required=True, metavar="OWNER/NAME", help="repository of the Hub")
     checking = command(readme, "write the README's table of results from the committed notebooks")
     checking.add_argument("--check", action="store_true", help="only say whether it is up to date")
     return parser

@@ -149,11 +149,15 @@ def check_file(path: Path) -> Path:
     return path
 
 
-def verify_tree(root: Path) -> tuple[list[str], int]:
-    """(problems, number of files verified) of every ``weights/<study>`` and ``results/<study>`` under ``root``."""
+KINDS = ("weights", "results")
+
+
+def verify_tree(root: Path, studies: str = "[!.]*") -> tuple[list[str], int]:
+    """(problems, number of files verified) of every ``weights/<study>`` and ``results/<study>`` under ``root``, or of
+    those whose names match ``studies``."""
     problems, count = [], 0
-    for kind in ("weights", "results"):
-        for folder in sorted(path for path in (root / kind).glob("[!.]*") if path.is_dir()):
+    for kind in KINDS:
+        for folder in sorted(path for path in (root / kind).glob(studies) if path.is_dir()):
             try:
                 manifest = read_manifest(folder)
             except ArtifactError as error:

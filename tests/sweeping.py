@@ -28,7 +28,7 @@ if SEED and not pathlib.Path(DIARY).with_name("go").exists():
     time.sleep(600)
 pathlib.Path(OUT).mkdir(parents=True, exist_ok=True)
 pathlib.Path(OUT, "weights.txt").write_text(str(SEED))
-entry = dict(claim="a claim", reference=None, kind=None, spread=None, unit="", rule="no", verdict="reproduced", where="")
+entry = dict(claim="a claim", reference=None, kind=None, spread=None, unit="", rule="", verdict="reproduced", where="")
 entries = [entry | dict(key="doubled", ours=2 * SEED + RATE), entry | dict(key="words", ours="some text")]
 note("end", SEED)
 display({{"{MIME}": {{"study": "tiny", "entries": entries}}, "text/plain": "the ledger"}}, raw=True)"""
