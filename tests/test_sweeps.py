@@ -209,6 +209,42 @@ def test_without_dask_its_engine_says_what_to_install(tiny, tmp_path, capsys, mo
     assert "pip install distributed" in capsys.readouterr().err
 
 
+# ------------------------------------------------------------------------------------------------ the page
+
+
+def a_table():
+    """Two rates, two methods, three seeds: accuracy = rate + seed / 100, twice that for the method fancy."""
+    rows = [
+        {"run": f"{rate}{method}{seed}", "status": "ok", "current": True, "RATE": rate, "METHOD": method,
+         "SEED": seed, "accuracy": (rate + seed / 100) * (1 + (method == "fancy")), "words": "good"}
+        for rate in (0.1, 0.2) for method in ("plain", "fancy") for seed in range(3)
+    ]  # fmt: skip
+    rows += [rows[0] | {"status": "failed", "accuracy": None}, rows[1] | {"current": False, "accuracy": 99.0}]
+    return pd.DataFrame(rows)
+
+
+def drawn(figure, kind, key, label=""):
+    (line,) = [line for ax in figure.axes for line in ax.lines if line.get_gid() == f"{kind}:{key}:{label}"]
+    return line.get_xdata(), line.get_ydata()
+
+
+def test_results_are_drawn_against_each_swept_parameter():
+    table, claims = a_table(), {"accuracy": "how often it is right", "words": "no number"}
+    names = ["RATE", "METHOD", "SEED"]
+    figure = page.against(table, "RATE", names, claims)
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["accuracy"], "words are not drawn"
+    x, y = drawn(figure, "runs", "accuracy", "fancy")
+    assert sorted(y) == pytest.approx([0.2, 0.22, 0.24, 0.4, 0.42, 0.44]) and sorted(x) == [0.1] * 3 + [0.2] * 3
+    assert drawn(figure, "means", "accuracy", "plain")[1] == pytest.approx([0.11, 0.21]), "seeds are averaged"
+    assert [text.get_text() for text in figure.legends[0].texts] == ["fancy", "plain"]
+    by_method = page.against(table, "METHOD", names, claims)
+    assert [tick.get_text() for tick in by_method.axes[0].get_xticklabels()] == ["fancy", "plain"]
+    assert drawn(by_method, "means", "accuracy", "0.2")[1] == pytest.approx([0.42, 0.21])
+    alone = page.against(table[table.METHOD == "plain"], "SEED", ["SEED"], claims)
+    assert len(drawn(alone, "runs", "accuracy")[0]) == 6 and len(alone.axes[0].lines) == 1, "no line through seeds"
+    assert page.against(table, "RATE", names, {"words": "no number"}) is None
+
+
 # -------------------------------------------------------------------------------- one run, its attempts and its record
 
 

@@ -61,17 +61,17 @@ def dask(address: str) -> Iterator[Engine]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"no Dask scheduler answers at {address} ({type(error).__name__}: {error})") from None
     with client:
-        lacking = [worker for worker, there in client.run(_has_helpers).items() if not there]
-        if lacking:
+
+        def has_helpers() -> bool:  # within this function, so that it is sent as it stands and not by its module's name
+            import importlib.util
+
+            return importlib.util.find_spec("helpers") is not None
+
+        there = {"the scheduler": client.run_on_scheduler(has_helpers), **client.run(has_helpers)}
+        if lacking := [name for name, found in there.items() if not found]:
             raise ConfigError(
-                f"these workers cannot import `helpers`: {', '.join(lacking)}; start them in the repository's folder, "
-                "or with it in PYTHONPATH"
+                f"`helpers` cannot be imported by: {', '.join(lacking)}; start scheduler and workers in the "
+                "repository's folder, or with it in PYTHONPATH"
             )
         pool = client.get_executor(pure=False)
         yield Engine(lambda job: pool.submit(run, job), lambda: sum(client.nthreads().values()), lambda: None)
-
-
-def _has_helpers() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("helpers") is not None

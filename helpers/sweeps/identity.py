@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,19 @@ def identity(notebook: Path, signature: Signature, accepted: Mapping[str, Any]) 
 
     A parameter that is given the value it has anyway makes no other run, and neither does a change of the prose.
     """
-    values = {name: value for name, value in {**signature.defaults, **accepted}.items() if name not in WHERE_ONLY}
-    shipped = not values.get("RETRAIN") or bool(values.get("CONTINUE_SHIPPED"))
-    return config.digest([notebook.stem, values, code(notebook), _shipped(notebook) if shipped else None])
+    return identities(notebook, signature)(accepted)
+
+
+def identities(notebook: Path, signature: Signature) -> Callable[[Mapping[str, Any]], str]:
+    """`identity` of many runs of ``notebook`` as it is now."""
+    computes, shipped = code(notebook), _shipped(notebook)
+
+    def identify(accepted: Mapping[str, Any]) -> str:
+        values = {name: value for name, value in {**signature.defaults, **accepted}.items() if name not in WHERE_ONLY}
+        reads = not values.get("RETRAIN") or bool(values.get("CONTINUE_SHIPPED"))
+        return config.digest([notebook.stem, values, computes, shipped if reads else None])
+
+    return identify
 
 
 def code(notebook: Path) -> str:

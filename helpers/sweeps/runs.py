@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from .. import artifacts, config, ledger, lifeline, notebooks, report
 from ..notebooks import TIMEOUT
 from ..parameters import Signature, signature
-from .identity import identity
+from .identity import identities, identity
 
 RETRIES = 2
 """At most so many more attempts at a run that fails."""
@@ -62,11 +62,12 @@ class Job:
 def plan(notebook: Path, grid: list[dict[str, Any]], store: Path, **options: Any) -> list[Job]:
     """The runs of ``notebook`` over ``grid``, checked. Raises `ConfigError` for what its parameters do not allow."""
     takes, jobs = signature(notebook), {}
+    identify = identities(notebook, takes)
     for chosen in grid:
         accepted = takes.accept(chosen)
         if "OUT" in accepted:
             raise config.ConfigError("every run of a sweep has an OUT of its own; --out names the folder of all")
-        job = Job(str(notebook.resolve()), accepted, identity(notebook, takes, accepted), str(store.resolve()),
+        job = Job(str(notebook.resolve()), accepted, identify(accepted), str(store.resolve()),
                   _named(chosen, takes), "OUT" in takes.defaults, since=time.time(), **options)  # fmt: skip
         jobs.setdefault(job.identity, job)
     return list(jobs.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pandas as pd
 from ..artifacts import ArtifactError, atomic_write
 from ..config import ConfigError
 from ..parameters import signature
-from .identity import identity
+from .identity import identities
 from .runs import Job, read_record
 
 FACTS = ("run", "status", "current", "minutes", "attempts", "verdict", "error")
@@ -31,23 +31,15 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda record: record["ended"])
 
 
-def is_current(record: dict[str, Any], notebook: Path) -> bool:
-    """Would the same run be made today? Not once the notebook's code, a helper that it reaches or the data settings
-    are others."""
-    try:
-        return identity(notebook, signature(notebook), record["parameters"]) == record["identity"]
-    except (ConfigError, OSError, KeyError):
-        return False
-
-
 def frame(folder: Path, notebook: Path, jobs: Sequence[Job] = ()) -> pd.DataFrame:
     """A row for every run in ``folder``, and for those of ``jobs`` that are not done (``waiting``).
 
     Columns: `FACTS`, the parameters that some run was given (missing where another was not), the results. ``current``
-    says whether the run is of the code as it is now.
+    says whether the same run would be made today: not if the notebook's code, a helper that it reaches, or the data
+    settings are others by now.
     """
-    done = records(folder)
-    rows = [_row(record, is_current(record, notebook)) for record in done]
+    done, today = records(folder), _today(notebook)
+    rows = [_row(record, today(record["parameters"]) == record["identity"]) for record in done]
     known = {record["identity"] for record in done}
     rows += [{"run": job.identity, "status": "waiting", "current": True, **_cells(job.chosen)}
              for job in jobs if job.identity not in known]  # fmt: skip
@@ -73,6 +65,14 @@ def write(table: pd.DataFrame, folder: Path) -> None:
     buffer = io.BytesIO()
     _of_one_kind(table).to_parquet(buffer, index=False, engine="pyarrow")
     atomic_write(folder / "runs.parquet", buffer.getvalue())
+
+
+def _today(notebook: Path) -> Callable[[dict[str, Any]], str]:
+    """The identity that a run with given parameters would have today; none where the notebook cannot be read."""
+    try:
+        return identities(notebook, signature(notebook))
+    except (ConfigError, OSError, ValueError):
+        return lambda parameters: ""
 
 
 def _row(record: dict[str, Any], current: bool) -> dict[str, Any]:
