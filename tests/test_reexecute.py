@@ -124,7 +124,7 @@ def test_toyshapes_sweeps_over_four_seeds(tmp_path):
     assert first.returncode == 0 and "4 to execute, 2 at a time" in first.stdout, first.stdout + first.stderr
     table = pd.read_csv(tmp_path / "01_toyshapes" / "runs.csv")
     assert list(table.SEED) == [0, 1, 2, 3] and set(table.status) == {"ok"} and table.minutes.gt(0).all()
-    assert table["naive-naive"].nunique() == 4, "each seed is another network on other images"
+    assert table["naive_score-naive"].nunique() == 4, "each seed is another network on other images"
     for run, seed in zip(table.run, table.SEED, strict=True):
         out = tmp_path / "01_toyshapes" / run / "out"
         record = artifacts.load_json(out / "results" / "fits" / "naive" / f"{seed}.json")

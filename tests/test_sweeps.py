@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +21,7 @@ from sweeping import alive, notes, results, seeds, wait_for
 from helpers import notebooks
 from helpers.__main__ import main
 from helpers.config import ConfigError
-from helpers.sweeps import engines, page, runs, sweep
+from helpers.sweeps import engines, page, runs, sweep, table
 from helpers.sweeps.grid import grid, values
 
 ROOT = Path(__file__).parents[1]
@@ -258,7 +260,7 @@ def executed(tiny, tmp_path, monkeypatch):
             calls.append((parameters, env))
             if stopped():
                 raise notebooks.Stopped
-            return runs.notebooks.replace(outcomes[len(calls) - 1], path=out)
+            return replace(outcomes[len(calls) - 1], path=out)
 
         monkeypatch.setattr(notebooks, "execute", execute)
         return calls
@@ -314,6 +316,40 @@ def test_two_sweeps_at_once_do_no_run_twice(tiny, tmp_path, executed, monkeypatc
             first.folder.mkdir(exist_ok=True)
             runs.artifacts.save_json(first.folder / "run.json", failed)
         assert ends.result() == Counter(ok=1, failed=1) and len(calls) == 1
+    assert runs.run(replace(second, since=time.time() + 60)) == second.record() and len(calls) == 1
+
+
+def test_runs_of_several_grids_and_of_older_code_stand_in_one_table(tiny, tmp_path, executed):
+    executed(*[outcome()] * 4)
+    for wanted in ([{"SEED": 1}, {"SEED": 2}], [{"SEED": 1, "RATE": 0.25}]):
+        for job in sweeping.plan(tiny, tmp_path, wanted):
+            runs.run(job)
+    shown = table.frame(tmp_path / "01_tiny", tiny)
+    assert sorted(zip(shown.SEED, shown.RATE, strict=True)) == [(1, 0.25), (1, 0.5), (2, 0.5)], "0.5 is the default"
+    assert shown.current.all() and table.swept(shown, [{"SEED": 0, "RATE": 0, "METHOD": 0}]) == ["SEED", "RATE"]
+    sweeping.write(tiny.parent, sweeping.WORK + "\n1 + 1")
+    (new,) = sweeping.plan(tiny, tmp_path, [{"SEED": 1}])
+    runs.run(new)
+    shown = table.frame(tmp_path / "01_tiny", tiny)
+    assert len(shown) == 4 and list(shown.run[shown.current.astype(bool)]) == [new.identity]
+
+
+def test_a_run_whose_code_was_changed_since_it_was_planned_is_refused(tiny, tmp_path, executed):
+    calls = executed()
+    (job,) = sweeping.plan(tiny, tmp_path, [{"SEED": 1}])
+    sweeping.write(tiny.parent, "1 + 1")
+    record = runs.run(job)
+    assert record["status"] == "failed" and "not those that the sweep began with" in record["error"] and not calls
+
+
+def test_a_damaged_record_is_set_aside_and_its_run_made_anew(tiny, tmp_path, executed):
+    executed(outcome(), outcome())
+    (job,) = sweeping.plan(tiny, tmp_path, [{"SEED": 1}])
+    first = runs.run(job)
+    (job.folder / "run.json").write_text("{")
+    assert table.records(job.folder.parent) == [] and "damaged" in sweep.listing([job])
+    assert sweep.execute([job], engines.local(1), lambda running: None) == Counter(ok=1)
+    assert job.record()["results"] == first["results"] and (job.folder / "run.damaged.json").read_text() == "{"
 
 
 def test_a_run_gets_its_out_and_its_threads(tiny, tmp_path, executed):

@@ -38,12 +38,14 @@ def frame(folder: Path, notebook: Path, jobs: Sequence[Job] = ()) -> pd.DataFram
     says whether the same run would be made today: not if the notebook's code, a helper that it reaches, or the data
     settings are others by now.
     """
-    done, today = records(folder), _today(notebook)
+    done, (today, defaults) = records(folder), _today(notebook)
     rows = [_row(record, today(record["parameters"]) == record["identity"]) for record in done]
     known = {record["identity"] for record in done}
     rows += [{"run": job.identity, "status": "waiting", "current": True, **_cells(job.chosen)}
              for job in jobs if job.identity not in known]  # fmt: skip
     asked = _names([record["chosen"] for record in done] + [job.chosen for job in jobs])
+    for row in rows:  # what another grid varied has its default here
+        row |= {name: defaults[name] for name in asked if name not in row and row["current"] and name in defaults}
     results = _names(record["results"] for record in done)
     table = pd.DataFrame(rows, columns=[*FACTS, *asked, *(name for name in results if name not in asked)])
     return table.sort_values([*asked, "run"], key=_sortable, ignore_index=True) if len(table) else table
@@ -67,12 +69,14 @@ def write(table: pd.DataFrame, folder: Path) -> None:
     atomic_write(folder / "runs.parquet", buffer.getvalue())
 
 
-def _today(notebook: Path) -> Callable[[dict[str, Any]], str]:
-    """The identity that a run with given parameters would have today; none where the notebook cannot be read."""
+def _today(notebook: Path) -> tuple[Callable[[dict[str, Any]], str], dict[str, Any]]:
+    """(the identity that a run with given parameters would have today, the defaults of the parameters); nothing where
+    the notebook cannot be read."""
     try:
-        return identities(notebook, signature(notebook))
+        takes = signature(notebook)
+        return identities(notebook, takes), _cells({k: v for k, v in takes.defaults.items() if v is not None})
     except (ConfigError, OSError, ValueError):
-        return lambda parameters: ""
+        return lambda parameters: "", {}
 
 
 def _row(record: dict[str, Any], current: bool) -> dict[str, Any]:
