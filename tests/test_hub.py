@@ -185,10 +185,13 @@ def test_what_is_pushed_is_pulled_by_its_commit_and_no_token_is_told(site, call,
 
     ship(there, "theirs")
     theirs = tree(there)
+    mixed = {name: content for name, content in theirs.items() if name.startswith("weights")}
+    mixed = site.commit({**site.commits[first], **mixed})
     site.commit({**site.commits[first], "weights/tiny/net/0.safetensors": b"x" * 5000})
-    pulled = call((there, ["pull", "--revision", first]), (there, ["pull"]))
-    assert re.findall(r"exit \d", pulled) == ["exit 0", "exit 2"], "main has other bytes than its manifest says"
-    assert "0.safetensors" in pulled and "sha256" in pulled and "Traceback" not in pulled
+    pulled = call((there, ["pull", "--revision", first]), (there, ["pull"]), (there, ["pull", "--revision", mixed]))
+    assert re.findall(r"exit \d", pulled) == ["exit 0", "exit 2", "exit 2"]
+    assert "0.safetensors" in pulled and "sha256" in pulled, "main has other bytes than its manifest says"
+    assert "was made from other weights" in pulled and "Traceback" not in pulled
     assert tree(there) == tree(here)
     (kept,) = (there / hub.REPLACED).iterdir()
     assert {name: (kept / name.replace("tiny/", "", 1)).read_bytes() for name in theirs} == theirs
