@@ -361,8 +361,13 @@ def test_a_run_gets_its_out_and_its_threads(tiny, tmp_path, executed):
     assert engines.share_of_cores(10_000) == 1 and engines.share_of_cores(1) == os.cpu_count()
 
 
-def test_ctrl_c_begins_nothing_more_and_leaves_no_record(tiny, tmp_path, executed):
-    executed(outcome())
+def test_ctrl_c_ends_what_runs_begins_nothing_more_and_leaves_no_record(tiny, tmp_path, monkeypatch):
+    def execute(notebook, out, parameters, timeout, env, stopped, mark):
+        wait_for(stopped, seconds=20)
+        ended.append(parameters["SEED"])
+        raise notebooks.Stopped
+
+    monkeypatch.setattr(notebooks, "execute", execute)
     jobs, ended = sweeping.plan(tiny, tmp_path / "s", [{"SEED": seed} for seed in range(9)]), []
 
     @contextmanager
@@ -370,15 +375,12 @@ def test_ctrl_c_begins_nothing_more_and_leaves_no_record(tiny, tmp_path, execute
         with engines.local(1) as machines:
             def submit(job):
                 if job is jobs[3]:
+                    wait_for(lambda: jobs[0].folder.exists())
                     raise KeyboardInterrupt
                 return machines.submit(job)
 
-            def stop():
-                ended.append(True)
-                machines.stop()
-
-            yield engines.Engine(submit, machines.workers, stop)
+            yield engines.Engine(submit, machines.workers, machines.stop)
 
     with pytest.raises(KeyboardInterrupt):
         sweep.execute(jobs, interrupted(), lambda running: None)
-    assert ended and sum(job.record() is not None for job in jobs) <= 1
+    assert ended == [0] and not any(job.record() for job in jobs)
