@@ -448,24 +448,20 @@ from pathlib import Path
 import proto_small, pytest
 from helpers.prototypes import fits
 proto_small.use(pytest.MonkeyPatch())
-gpus = 2 if sys.argv[3] == "gpus" else None
-fits.train(fits.Fit(proto_small.study(gpus=gpus, **{SHARED}), 0), Path(sys.argv[2]))
+fits.train(fits.Fit(proto_small.study(gpus=2, **{SHARED}), 0), Path(sys.argv[2]))
 """
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(tmp_path):
-    """Of a network without batch statistics, which each process has of its own images. The processes are begun by the
-    option ``gpus`` or by ``torchrun``."""
+    """Of a network without batch statistics, which each process has of its own images."""
     (tmp_path / "work.py").write_text(WORK)
     one = fits.train(Fit(study(**SHARED), 0), tmp_path / "1")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    for start, launcher in (("gpus", []), ("torchrun", TORCHRUN)):
-        words = [*launcher, str(tmp_path / "work.py"), str(ROOT / "tests"), str(tmp_path / start), start]
-        subprocess.run([sys.executable, *words], env=env, cwd=tmp_path, check=True)
-        (path,) = (tmp_path / start).rglob("record.json")
-        two = artifacts.load_json(path)
-        assert (one["computed_from"]["processes"], two["computed_from"]["processes"]) == (1, 2)
-        for name in ("loss", "val_xent", "push_median", "push_norm_after"):
-            assert one["history"][name] == pytest.approx(two["history"][name], rel=1e-3), (start, name)
+    words = [str(tmp_path / "work.py"), str(ROOT / "tests"), str(tmp_path / "2")]
+    subprocess.run([sys.executable, *words], env=env, cwd=tmp_path, check=True)
+    (path,) = (tmp_path / "2").rglob("record.json")
+    two = artifacts.load_json(path)
+    assert (one["computed_from"]["processes"], two["computed_from"]["processes"]) == (1, 2)
+    for name in ("loss", "val_xent", "push_median", "push_norm_after"):
+        assert one["history"][name] == pytest.approx(two["history"][name], rel=1e-3), name
