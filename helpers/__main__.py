@@ -1,4 +1,4 @@
-"""The command line: ``python -m helpers run | refresh | verify | readme``."""
+"""The command line: ``python -m helpers run | sweep | push | pull | refresh | verify | readme``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import notebooks, report
-from .config import ROOT, ConfigError, literal
+from . import hub, notebooks, report
+from .artifacts import verify_tree
+from .config import ROOT, ConfigError, PlainError, literal
+from .downloads import DownloadError
 from .notebooks import TIMEOUT
 
 
@@ -19,16 +21,46 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
         return given.command(given)
-    except ConfigError as error:
+    except (PlainError, DownloadError) as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def run(given: argparse.Namespace) -> int:
     parameters = {name: literal(text) for name, text in given.parameters}
-    runs = report.run_all(given.out, given.notebooks, parameters, given.timeout)
+    executed = report.run_all(given.out, given.notebooks, parameters, given.timeout)
     print(f"\n{given.out / 'index.html'}")
-    return int(not runs or any(run.status != "ok" for run in runs))
+    return int(not executed or any(run.status != "ok" for run in executed))
+
+
+def sweep(given: argparse.Namespace) -> int:
+    from .sweeps import engines, grid, page, runs  # pandas and matplotlib take a second to import
+    from .sweeps import sweep as sweeping
+
+    wanted = notebooks.list_notebooks(given.notebooks)
+    if given.workers < 1:
+        raise ConfigError(f"--workers {given.workers}: one at least")
+    if given.engine == "dask" and not given.address:
+        raise ConfigError("--engine dask needs the --address of a scheduler, such as tcp://10.0.0.5:8786")
+    combinations = grid.grid(given.parameters)
+    threads = given.threads or (None if given.engine == "dask" else engines.share_of_cores(given.workers))
+    options = {"timeout": given.timeout, "retries": given.retries, "threads": threads}
+    jobs = {path: runs.plan(path, combinations, given.out, **options) for path in wanted}
+    every = [job for several in jobs.values() for job in several]
+    if given.dry_run:
+        print(sweeping.listing(every))
+        return 0
+
+    def publish(running: bool) -> None:
+        for path, several in jobs.items():
+            page.publish(given.out / path.stem, path, several, running)
+
+    engine = engines.dask(given.address) if given.engine == "dask" else engines.local(given.workers)
+    ends = sweeping.execute(every, engine, publish)
+    print("\n" + "\n".join(str(given.out / path.stem / "index.html") for path in jobs))
+    return int(ends["ok"] < len(every))
 
 
 def refresh(given: argparse.Namespace) -> int:
@@ -41,11 +73,20 @@ def refresh(given: argparse.Namespace) -> int:
 
 
 def verify(given: argparse.Namespace) -> int:
-    from .artifacts import verify_tree  # imports torch
-
     problems, n_files = verify_tree(ROOT)
     print("\n".join(problems) or f"{n_files} files verified")
     return int(bool(problems))
+
+
+def push(given: argparse.Namespace) -> int:
+    commit = hub.push(given.study, given.hub, public=given.public)
+    print(f"python -m helpers pull {given.study} --hub {given.hub} --revision {commit}")
+    return 0
+
+
+def pull(given: argparse.Namespace) -> int:
+    hub.pull(given.study, given.hub, given.revision)
+    return 0
 
 
 def readme(given: argparse.Namespace) -> int:
@@ -71,12 +112,32 @@ def _parser() -> argparse.ArgumentParser:
     running = command(run, "execute notebooks and write runs/index.html")
     running.add_argument("--out", type=Path, default=ROOT / "runs", help="folder of what is written (runs)")
     running.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-                         help="a notebook parameter, in Python's spelling: -p RETRAIN True")  # fmt: skip
+                         help="a notebook parameter or setting, in Python's spelling: -p RETRAIN True")  # fmt: skip
+    sweeps = command(sweep, "execute notebooks over a grid of parameters; what is done already is not done again")
+    sweeps.add_argument("--out", type=Path, default=ROOT / "runs" / "sweeps", help="folder of all sweeps (runs/sweeps)")
+    sweeps.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUES"),
+                        help="values with commas between, and ranges: -p SEED 0:5 -p PRESET quick,paper")  # fmt: skip
+    sweeps.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time on this machine (1)")
+    sweeps.add_argument("--threads", type=int, metavar="N", help="threads a run (the cores divided by the workers)")
+    sweeps.add_argument("--retries", type=int, choices=range(3), default=2,
+                        help="more attempts at a run that fails (%(default)s)")  # fmt: skip
+    sweeps.add_argument("--engine", choices=("local", "dask"), default="local", help="who executes the runs")
+    sweeps.add_argument("--address", default="", help="of the Dask scheduler: tcp://host:8786")
+    sweeps.add_argument("--dry-run", action="store_true", help="only list the runs and what is known of them")
+    sweeps.add_argument("notebooks", nargs="+", metavar="NOTEBOOK", help="number or name, such as 04")
     refreshing = command(refresh, "execute notebooks with their default parameters and store the outputs in them")
     for added in (running, refreshing):
         added.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="number or name, such as 01; none: all")
+    for added in (running, refreshing, sweeps):
         added.add_argument("--timeout", type=float, default=TIMEOUT, metavar="S", help="seconds each (%(default)g)")
     command(verify, "check every shipped weight and result against its manifest")
+    pushing = command(push, "commit a study's weights and results to the Hugging Face Hub")
+    pushing.add_argument("--public", action="store_true", help="make a repository that everyone can read")
+    pulling = command(pull, "put a study's set from the Hugging Face Hub in the place of the shipped one")
+    pulling.add_argument("--revision", default="main", help="commit, tag or branch (main)")
+    for added in (pushing, pulling):
+        added.add_argument("study", help="its folder's name in weights/ and results/, such as toyshapes")
+        added.add_argument("--hub", required=True, metavar="OWNER/NAME", help="repository of the Hub")
     checking = command(readme, "write the README's table of results from the committed notebooks")
     checking.add_argument("--check", action="store_true", help="only say whether it is up to date")
     return parser

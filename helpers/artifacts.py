@@ -10,14 +10,15 @@ import tempfile
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
 
 from helpers.config import PlainError
+
+if TYPE_CHECKING:  # files are read and written by much that computes nothing, and torch takes seconds to import
+    import torch
+    from torch import Tensor
 
 
 class ArtifactError(PlainError, RuntimeError):
@@ -62,6 +63,8 @@ def load_json(path: Path) -> Any:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
     """A safetensors file; ``metadata`` is kept as JSON."""
+    from safetensors.torch import save
+
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     atomic_write(path, save(tensors, {"sightline": json.dumps(metadata or {}, sort_keys=True)}))
 
@@ -146,11 +149,15 @@ def check_file(path: Path) -> Path:
     return path
 
 
-def verify_tree(root: Path) -> tuple[list[str], int]:
-    """(problems, number of files verified) of every ``weights/<study>`` and ``results/<study>`` under ``root``."""
+KINDS = ("weights", "results")
+
+
+def verify_tree(root: Path, studies: str = "[!.]*") -> tuple[list[str], int]:
+    """(problems, number of files verified) of every ``weights/<study>`` and ``results/<study>`` under ``root``, or of
+    those whose names match ``studies``."""
     problems, count = [], 0
-    for kind in ("weights", "results"):
-        for folder in sorted(path for path in (root / kind).glob("[!.]*") if path.is_dir()):
+    for kind in KINDS:
+        for folder in sorted(path for path in (root / kind).glob(studies) if path.is_dir()):
             try:
                 manifest = read_manifest(folder)
             except ArtifactError as error:

@@ -197,7 +197,7 @@ def _pursue(route: Route, source: Source, part: Path, patience: Patience, report
     failure = ""
     for attempt in range(patience.retries + 1):
         if attempt:
-            log.warning("%s; attempt %d of %d", _redacted(failure), attempt + 1, patience.retries + 1)
+            log.warning("%s; attempt %d of %d", redacted(failure), attempt + 1, patience.retries + 1)
             time.sleep(patience.backoff_s * 2 ** (attempt - 1))
         resumed = part.exists() or _stage(part).exists()
         try:
@@ -232,10 +232,10 @@ def _fault(path: Path, source: Source) -> str:
 
 def _error(what: str, notes: list[str], by_hand: str, hint: str) -> DownloadError:
     lines = [what, *notes, f"by hand: {by_hand}", *([f"without a download: {hint}"] if hint else [])]
-    return DownloadError(_redacted("\n  ".join(lines)))
+    return DownloadError(redacted("\n  ".join(lines)))
 
 
-def _redacted(text: str) -> str:
+def redacted(text: str) -> str:
     """``text`` without what may be secret: user names and queries (signatures, keys) of URLs, tokens."""
     text = re.sub(r"(?<=://)[^/@\s]+@", "", text)
     text = re.sub(r"\?[^\s'\")]+", "?...", text)

@@ -1,18 +1,23 @@
 """Notebook files: find them, execute them within a time limit, and read back what they showed.
 
 A notebook is executed with its own folder as working directory, as JupyterLab does it. Only `execute` and `refresh`
-need a kernel; they start papermill in a process of its own, so that an execution that hangs can be ended.
+need a kernel; they start papermill in a process of its own, so that an execution that hangs can be ended, and that ends
+when this process does (`lifeline`).
 """
 
 from __future__ import annotations
 
 import base64
+import html
+import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +28,7 @@ import psutil
 import yaml
 from nbformat import NotebookNode
 
+from . import lifeline
 from .config import ROOT, ConfigError, suggest
 from .ledger import MIME
 
@@ -31,7 +37,16 @@ FOLDER = ROOT / "notebooks"
 TIMEOUT = 1800.0
 """Seconds that a notebook may take. With its default parameters it takes about a minute."""
 
+FAILURE = "failure"
+"""The tag of the cell that tells at the top of an executed notebook why it is not whole."""
+
+PAPERMILLS = "papermill-error-cell-tag"  # of the cells that it puts in for the same end, without the traceback
+
 Status = Literal["ok", "failed", "timeout"]
+
+
+class Stopped(Exception):
+    """An execution was ended because it was not wanted any more."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,7 @@ class Run:
     figure: bytes | None = field(default=None, repr=False)  # PNG of the cell tagged key-figure
     error: str = ""  # one line
     traceback: str = ""
+    cell_failed: bool = False  # the error is one of the notebook's cells', not of what executed them
 
     @property
     def name(self) -> str:
@@ -88,30 +104,49 @@ def execute(
     parameters: Mapping[str, Any] | None = None,
     timeout: float = TIMEOUT,
     env: Mapping[str, str] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    mark: str = "",
 ) -> Run:
-    """Execute ``notebook`` into the file ``out``, which also holds what there is after a failure or a timeout."""
+    """Execute ``notebook`` into the file ``out``, which also holds what there is after a failure or a timeout, with the
+    reason and the traceback on top.
+
+    ``stopped`` is asked twice a second whether to give up; then `Stopped` is raised. ``mark`` is what the processes
+    carry in their environment (`lifeline.MARK`), so that they can be found when they have lost their parents.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "papermill", str(notebook.resolve()), str(out.resolve())]
+    mark = mark or uuid.uuid4().hex
+    env = {**(os.environ if env is None else env), lifeline.MARK: mark}
+    command = [sys.executable, "-P", lifeline.__file__, "papermill", str(notebook.resolve()), str(out.resolve())]
     command += ["--cwd", str(notebook.resolve().parent), "--kernel", "python3", "--language", "python"]
     command += ["--no-progress-bar", "--log-level", "ERROR"]
     if parameters:
         command += ["--parameters_yaml", yaml.safe_dump(dict(parameters))]
     start = time.monotonic()
     # A file, not a pipe: a pipe stays open as long as any process that inherited it lives.
-    with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, stdout=log, stderr=log, env=env) as process:
+    pipe = subprocess.PIPE
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(command, stdin=pipe, stdout=log, stderr=log, env=env, start_new_session=True) as process,
+    ):
         try:
-            memory = _wait(process, timeout)
+            memory = _wait(process, timeout, stopped)
             status: Status = {None: "timeout", 0: "ok"}.get(process.returncode, "failed")
         finally:
-            _end(process)
+            if process.poll() is None:
+                lifeline.end_family(process.pid)
+                process.wait()
+            if process.returncode != 0:  # a papermill that was killed leaves a kernel behind
+                lifeline.end_marked(mark)
         log.seek(0)
         printed = log.read().strip()
     run = replace(_read_back(out), status=status, seconds=time.monotonic() - start, memory=memory or None)
     if status == "timeout":
-        return replace(run, error=f"still running after {timeout:g} s, so it was ended")
-    if status == "failed" and not run.error:
-        return replace(run, error=(printed.splitlines() or ["papermill failed without a word"])[-1], traceback=printed)
+        run = replace(run, error=f"still running after {timeout:g} s, so it was ended")
+    elif status == "failed" and not run.error:
+        run = replace(run, error=_last_words(process.returncode, printed), traceback=printed)
+    if status != "ok":
+        _tell(run, notebook)
     return run
 
 
@@ -132,6 +167,7 @@ def collect(path: Path) -> Run:
         figure=_key_figure(notebook),
         error=_first_line(f"{errors[0].ename}: {errors[0].evalue}") if errors else "",
         traceback=_without_colours("\n".join(errors[0].traceback)) if errors else "",
+        cell_failed=bool(errors),
     )
 
 
@@ -164,10 +200,36 @@ def _read_back(out: Path) -> Run:
         return Run(out, title=out.stem, status="failed")
 
 
-def _wait(process: subprocess.Popen, timeout: float, every: float = 0.5) -> int:
-    """Wait for ``process``, no longer than ``timeout`` seconds; the most bytes that it and its descendants held."""
+def _last_words(code: int, printed: str) -> str:
+    """Why papermill ended, where no cell of the notebook says it."""
+    if code < 0:
+        return f"the process of the notebook was killed ({signal.Signals(-code).name})"
+    return (printed.splitlines() or ["papermill failed without a word"])[-1]
+
+
+def _tell(run: Run, source: Path) -> None:
+    """Put what went wrong on top of the notebook that is kept of ``run``, or of ``source`` where there is none."""
+    try:
+        notebook = read(run.path)
+    except (OSError, ValueError):
+        notebook = read(source)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+    notebook.cells = [cell for cell in notebook.cells if PAPERMILLS not in cell.metadata.get("tags", [])]
+    traceback = f"\n<pre>{html.escape(run.traceback)}</pre>" if run.traceback else ""
+    text = f"**{run.status}** · {html.escape(run.error)}\n{traceback}"
+    notebook.cells.insert(0, nbformat.v4.new_markdown_cell(text, metadata={"tags": [FAILURE]}))
+    nbformat.write(notebook, run.path)
+
+
+def _wait(process: subprocess.Popen, timeout: float, stopped: Callable[[], bool], every: float = 0.5) -> int:
+    """Wait for ``process``, no longer than ``timeout`` seconds; the most bytes that it and its descendants held. Raises
+    `Stopped` when that is so."""
     deadline, peak = time.monotonic() + timeout, 0
     while (left := deadline - time.monotonic()) > 0:
+        if stopped():
+            raise Stopped
         with suppress(subprocess.TimeoutExpired):
             process.wait(min(every, left))
             break
@@ -188,21 +250,9 @@ def _resident(pid: int) -> int:
     return total
 
 
-def _end(process: subprocess.Popen) -> None:
-    """Kill ``process`` with its descendants: a kernel is in a process group of its own and would live on."""
-    if process.poll() is not None:
-        return
-    family = psutil.Process(process.pid)
-    for member in (*family.children(recursive=True), family):
-        try:
-            member.kill()
-        except psutil.NoSuchProcess:
-            pass  # it ended by itself meanwhile
-    process.wait()
-
-
 def _title(notebook: NotebookNode) -> str:
-    texts = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    told = tagged(notebook, FAILURE)
+    texts = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown" and cell not in told)
     heading = re.search(r"^# +(.+)$", texts, re.MULTILINE)
     return heading.group(1).strip() if heading else ""
 

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from . import ledger
 from .config import ROOT, ConfigError
 from .notebooks import FOLDER, TIMEOUT, Run, execute, list_notebooks
+from .parameters import signature
 
 BEGIN, END = "<!-- ledger:begin -->", "<!-- ledger:end -->"
 """What encloses the results table in README.md; everything between is written by `with_results`."""
@@ -33,14 +34,17 @@ def run_all(
 ) -> list[Run]:
     """Execute the notebooks (all, or those ``wanted``) into ``out``, with a page each and an ``index.html``.
 
-    One that fails does not stop the others. The index is rewritten after each, so that it can be watched.
+    One that fails does not stop the others. The index is rewritten after each, so that it can be watched. Raises
+    `ConfigError`, before any is executed, for parameters that one of them does not have or that are wrong.
     """
     runs: list[Run] = []
-    for notebook in list_notebooks(wanted, folder):
+    chosen = list_notebooks(wanted, folder)
+    accepted = {path: signature(path).accept(parameters) if parameters else {} for path in chosen}
+    for notebook in chosen:
         logger.info("%s ...", notebook.stem)
-        run = execute(notebook, out / notebook.name, parameters, timeout)
+        run = execute(notebook, out / notebook.name, accepted[notebook], timeout)
         logger.info("%s: %s, %s, %s %s", run.name, run.status, verdict(run), duration(run.seconds), run.error)
-        _write_page(run)
+        write_page(run)
         runs.append(run)
         (out / "index.html").write_text(index(runs), encoding="utf-8")
     return runs
@@ -134,7 +138,8 @@ def repository() -> str:
     return re.search(r'url="(https://[^"]+)"', (ROOT / "helpers" / "bootstrap.py").read_text()).group(1)
 
 
-def _write_page(run: Run) -> None:
+def write_page(run: Run) -> None:
+    """The page of ``run`` beside its notebook, as far as one can be made."""
     run.page.unlink(missing_ok=True)  # of an earlier run
     try:
         run.page.write_text(to_html(run.path), encoding="utf-8")

@@ -16,12 +16,12 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_":
 
 @contextmanager
 def executor(workers: int) -> Iterator[Executor]:
-    """Runs what is submitted in so many new processes, each with its share of the cores as threads of torch; of one
-    worker at once, in this process and with its threads."""
+    """Runs what is submitted in so many new processes, each with its share of this one's threads of torch, which are
+    the cores unless OMP_NUM_THREADS says less; of one worker at once, in this process and with its threads."""
     if workers == 1:
         yield _Here()
         return
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, torch.get_num_threads() // workers)
     os.environ.update(KEEP_MEMORY)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:

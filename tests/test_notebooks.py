@@ -73,6 +73,16 @@ def test_a_failure_keeps_the_notebook_and_names_its_error(runs):
     assert "never" not in failed.path.read_text().replace("print('never')", "")
 
 
+def test_what_is_kept_of_a_failure_says_on_top_why(runs):
+    failed, hung, _ = (notebooks.read(run.path).cells[0] for run in runs)
+    assert failed.source.startswith("**failed** · ZeroDivisionError: division by zero")
+    assert "1 / 0" in failed.source and "\x1b" not in failed.source
+    assert hung.source.startswith("**timeout** · still running after 20 s")
+    assert [run.title for run in runs] == ["It <fails>", "It hangs", "All is well"]
+    assert "papermill-error" not in runs[0].path.read_text(), "said once"
+    assert "ZeroDivisionError" in runs[0].page.read_text().split("It &lt;fails&gt;")[0]
+
+
 def test_a_hanging_notebook_is_ended_with_its_kernel_and_what_it_printed_is_kept(runs):
     hung = runs[1]
     assert "20 s" in hung.error and hung.seconds < 30
@@ -156,6 +166,8 @@ def test_a_notebook_that_papermill_cannot_start_is_a_failure_with_a_reason(tmp_p
     path = write(tmp_path / "01_a.ipynb", "pass")
     run = notebooks.execute(path, tmp_path / "out.ipynb", env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert (run.status, run.error) == ("failed", "papermill is broken")
+    assert [cell.source for cell in notebooks.read(run.path).cells][::3] == ["**failed** · papermill is broken\n"
+        "\n<pre>papermill is broken</pre>", "pass"], "the notebook is kept"
 
 
 def test_refresh_stores_outputs_without_what_changes_at_every_run(tmp_path):
@@ -197,6 +209,15 @@ def test_the_readme_table_is_made_of_the_ledgers(runs):
 def test_the_command_line_says_what_is_wrong(capsys):
     assert main(["run", "99"]) == 2
     assert "no notebook '99'" in capsys.readouterr().err
+
+
+def test_parameters_are_checked_before_any_notebook_is_executed(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "execute", lambda *_: pytest.fail("executed"))
+    with pytest.raises(ValueError, match="01_fails: unknown parameter RADUIS: did you mean RADIUS"):
+        report.run_all(tmp_path, folder=folder, parameters={"RADUIS": 1.0})
+    with pytest.raises(ValueError, match="RADIUS must be float, not 'wide'"):
+        report.run_all(tmp_path, ["02"], {"radius": "wide"}, folder=folder)
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_command_line_runs_with_typed_parameters_and_its_exit_code_tells_of_failures(monkeypatch, tmp_path):

@@ -514,7 +514,7 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(tmp_path):
 
 
 def test_two_workers_make_the_records_of_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers.os, "cpu_count", lambda: 2)  # one thread each, as here: bits depend on their number
+    monkeypatch.setattr(workers.torch, "get_num_threads", lambda: 2)  # one each, as here: bits depend on their number
     retrain(tmp_path / "one")
     retrain(tmp_path / "two", workers=2)
     assert_same_run(tmp_path / "one", tmp_path / "two")
