@@ -34,7 +34,9 @@ def draw(seed: int, chip: str) -> tuple[np.ndarray, np.ndarray]:
     image = _land(draws, side, spectra)
     water = _water(draws, side, facts)
     turbid = np.clip(0.5 + 0.5 * _field(draws, side, 40), 0, 1) * draws.uniform()
-    image = np.where(water, _mix(spectra["clear"], spectra["turbid"], turbid), image)
+    flooded = _mix(spectra["clear"], spectra["turbid"], turbid)
+    emergent = np.clip(_field(draws, side, 14) - 0.3, 0, 0.6) * (draws.uniform() < facts["emergent"])
+    image = np.where(water, flooded * (1 - emergent) + spectra["vegetation"][:, None, None] * emergent, image)
     if draws.uniform() < facts["shadows"]:  # dark as water, and dry
         shade = _field(draws, side, 18) > 1.4
         image = np.where(shade & ~water, 0.3 * image, image)
@@ -56,8 +58,11 @@ def _land(draws: np.random.Generator, side: int, spectra: dict[str, np.ndarray])
     """float64 [6, side, side]: vegetation and soil, with towns on them."""
     green = np.clip(0.5 + 0.4 * _field(draws, side, 30) + draws.uniform(-0.4, 0.4), 0, 1)
     land = _mix(spectra["soil"], spectra["vegetation"], green)
-    town = (_field(draws, side, 12) > 1.7) & (draws.uniform(size=(side, side)) < 0.7)
-    return np.where(town, spectra["town"][:, None, None], land * (1 + 0.15 * _field(draws, side, 6)))
+    land = land * (1 + 0.15 * _field(draws, side, 6))
+    for kind in ("town", "roofs"):  # light roofs reflect less in the short-wave infrared than in green, as water does
+        built = (_field(draws, side, 12) > 1.7) & (draws.uniform(size=(side, side)) < 0.7)
+        land = np.where(built, spectra[kind][:, None, None], land)
+    return land
 
 
 def _water(draws: np.random.Generator, side: int, facts: dict) -> np.ndarray:

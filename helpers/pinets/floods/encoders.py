@@ -63,7 +63,7 @@ class Frozen(nn.Module):
 
 def build(name: Name, statistics: tuple[np.ndarray, np.ndarray] | None) -> Frozen:
     """An encoder with its weights. ``statistics``: mean and sd [6] of the training tiles; Galileo takes those of its
-    pretraining instead. Raises `DownloadError` if the weights cannot be had, `ArtifactError` if they are not all there."""
+    pretraining instead. Raises `DownloadError` if the weights cannot be had, `ArtifactError` for other ones."""
     if name == "galileo_nano":
         return galileo_nano()
     network = prithvi(*statistics) if name == "prithvi" else untrained(*statistics)
