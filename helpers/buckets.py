@@ -71,7 +71,7 @@ def _by_gsutil(sources: Mapping[str, Source], folder: Path, progress: bool) -> N
         tqdm(desc=f"{folder.name}, gsutil", total=total, unit="B", unit_scale=True, disable=not progress) as bar,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process,
     ):
-        urls, said = "\n".join(source.url for _, source in named.values()).encode(), None
+        urls, said = "".join(f"{source.url}\n" for _, source in named.values()).encode(), None
         while said is None:
             try:
                 _, said = process.communicate(urls, timeout=0.5)
