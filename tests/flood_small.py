@@ -14,7 +14,12 @@ import rasterio
 from rasterio.transform import from_origin
 
 SIDE = 32  # pixels of a chip
-CHIPS = {"train": ["Ghana_1", "Ghana_2", "India_3"], "validation": ["Spain_4"], "test": ["USA_5"], "bolivia": ["Bolivia_6"]}
+CHIPS = {
+    "train": ["Ghana_1", "Ghana_2", "India_3"],
+    "validation": ["Spain_4"],
+    "test": ["USA_5"],
+    "bolivia": ["Bolivia_6"],
+}
 IMAGES = "v1.1/data/flood_events/HandLabeled/S2Hand"
 LABELS = "v1.1/data/flood_events/HandLabeled/LabelHand"
 

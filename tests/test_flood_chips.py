@@ -31,7 +31,7 @@ def small(monkeypatch, tmp_path):
     """The data folder, empty, and a release in small elsewhere: (folder of the data set, folder of the release)."""
     facts = copy.deepcopy(data_config("sen1floods11"))
     in_small(facts)
-    monkeypatch.setattr(sen1floods11, "data_config", lambda name: facts if name == "sen1floods11" else data_config(name))
+    monkeypatch.setattr(sen1floods11, "data_config", lambda name: facts)
     monkeypatch.setattr(downloads, "PATIENCE", Patience(retries=0))
     monkeypatch.setenv("SIGHTLINE_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))  # no gsutil

@@ -45,8 +45,9 @@ def check_parameters(ledger: Ledger, where: str) -> None:
     facts = encoders.GEOMETRY["prithvi"]
     with torch.device("meta"):
         upernet, upsampler = Head(facts["width"], facts["patch"], classes=3)
+        encoder = encoders.prithvi(np.zeros(6), np.ones(6))
     sizes = {
-        "encoder, 4 blocks": count(encoders.prithvi(np.zeros(6), np.ones(6))),
+        "encoder, 4 blocks": count(encoder),
         "UperNet": count(upernet),
         "upsampler": count(upsampler),
     }

@@ -51,7 +51,7 @@ class FloodsStudy(Study):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
-        "bundle": {"rules": ("released",), "budgets": (), "seed": 2025, "seeds": 1},
+        "bundle": {"rules": ("released",), "budgets": (), "seeds": 1},
         "water": {
             "encoder": "galileo_nano", "channels": 16, "data.name": "water_multispectral", "data.tile": 128,
             "data.tests": ("test", "sen1floods11/hand18:bolivia", "sen1floods11/hand18:test"),

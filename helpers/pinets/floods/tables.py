@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from helpers.config import data_config
+from helpers.data.flood_chips import SETS
 from helpers.pinets.floods import encoders, released
 from helpers.pinets.floods.head import Head
 from helpers.pinets.floods.presets import LABELS, FloodsStudy, classes
@@ -24,6 +26,23 @@ RELEASED = {
     "tdr_water": "TDR water",
     "tdr_dry": "TDR dry",
 }
+
+
+def data_sets() -> pd.DataFrame:
+    """The data sets that there are, with their chips by split and where they come from."""
+    rows = {}
+    for name in SETS:
+        whole, _, subset = name.partition("/")
+        facts = data_config(whole)
+        of = facts["subsets"][subset] if subset else facts
+        splits = [f"{split} {value['chips']}" if "chips" in value else split for split, value in of["splits"].items()]
+        rows[name] = {
+            "what": of["title"],
+            "side, px": facts["side"],
+            "chips": ", ".join(splits),
+            "how": "drawn" if name == "water_scenes" else "at hand only" if "bucket" not in of else "downloaded",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def parameters(study: FloodsStudy) -> pd.DataFrame:
