@@ -55,11 +55,11 @@ class FloodsStudy(Study):
         "water": {
             "encoder": "galileo_nano", "channels": 16, "data.name": "water_multispectral", "data.tile": 128,
             "data.tests": ("test", "sen1floods11/hand18:bolivia", "sen1floods11/hand18:test"),
-            "training.epochs": 24, "budgets": (10,), "rules": ("corrected",),
+            "training.epochs": 16, "training.batch_size": 8, "budgets": (10,), "rules": ("corrected",),
         },
         "scenes": {
             "encoder": "galileo_nano", "channels": 16, "data.name": "water_scenes", "data.tile": 128,
-            "data.tests": ("test",), "training.epochs": 24, "budgets": (10,),
+            "data.tests": ("test",), "training.epochs": 16, "training.batch_size": 8, "budgets": (10,),
         },
         "quick": {
             "encoder": "untrained", "channels": 8, "data.name": "water_scenes", "data.tile": 64, "data.chips": 12,
