@@ -15,7 +15,7 @@ from helpers.ledger import Ledger
 from helpers.pinets.floods import encoders, released
 from helpers.pinets.floods.head import Head
 from helpers.pinets.floods.maps import Maps
-from helpers.pinets.floods.presets import LABELS
+from helpers.pinets.floods.presets import LABELS, FloodsStudy
 from helpers.pinets.floods.tables import count
 
 MIN_FITS = 3  # of a kind, fewer decide nothing
@@ -87,9 +87,14 @@ def check_areas(ledger: Ledger, maps: Maps, records: list[dict], where: str) -> 
     )
 
 
-def check_orders(ledger: Ledger, table: pd.DataFrame, test: str, name: str, where: str) -> None:
-    """What the published numbers say of the two models beside each other, on the data and encoder called ``name``."""
-    means = Means(table, test)
+def title(study: FloodsStudy) -> str:
+    """The data and the encoder of a study, in words."""
+    return f"{study.data.name}, {encoders.LABELS[study.encoder]}"
+
+
+def check_orders(ledger: Ledger, table: pd.DataFrame, study: FloodsStudy, where: str) -> None:
+    """What the published numbers say of the two models beside each other, on the data of ``study``."""
+    means, name = Means(table, study.data.tests[0]), title(study)
     enough = means.enough(("pinet", 0), ("segnet", 100))
     groups = {"pinet": ("pinet", 0), "segnet": ("segnet", 100)}
 
@@ -106,23 +111,23 @@ def check_orders(ledger: Ledger, table: pd.DataFrame, test: str, name: str, wher
     ordered("tdr-dry", "PiNet leaves more of the dry land alone", "tdr_dry", "segnet", "pinet")
 
 
-def check_budget(ledger: Ledger, table: pd.DataFrame, test: str, share: int, name: str, where: str) -> None:
-    """Ours: what areas add to a few masks."""
-    means = Means(table, test)
-    values = [(f"SegNet, {share} %", means.of("segnet", share, "iou_water")),
-              (f"PiNet, {share} %", means.of("pinet", share, "iou_water"))]  # fmt: skip
-    ledger.ordered(
-        f"budget-{name}",
-        f"{name}: with {share} % of the masks, areas of all tiles make better maps (IoU of water)",
-        values,
-        where=where,
-        enough=means.enough(("pinet", share), ("segnet", share)),
-    )
+def check_budget(ledger: Ledger, table: pd.DataFrame, study: FloodsStudy, where: str) -> None:
+    """Ours: what areas add to a few masks, the smallest budget of the study; nothing where it has none."""
+    means, name = Means(table, study.data.tests[0]), title(study)
+    for share in sorted(study.budgets)[:1]:
+        values = [(f"{LABELS[kind]}, {share} %", means.of(kind, share, "iou_water")) for kind in ("segnet", "pinet")]
+        ledger.ordered(
+            f"budget-{name}",
+            f"{name}: with {share} % of the masks, areas of all tiles make better maps (IoU of water)",
+            values,
+            where=where,
+            enough=means.enough(("pinet", share), ("segnet", share)),
+        )
 
 
-def check_baseline(ledger: Ledger, table: pd.DataFrame, test: str, index: float, name: str, where: str) -> None:
-    """Ours: is a map learned from areas better than a rule that needs no learning?"""
-    means = Means(table, test)
+def check_baseline(ledger: Ledger, table: pd.DataFrame, study: FloodsStudy, index: float, where: str) -> None:
+    """Ours: is a map learned from areas better than a rule that needs no learning, whose IoU of water is ``index``?"""
+    means, name = Means(table, study.data.tests[0]), title(study)
     ledger.ordered(
         f"baseline-{name}",
         f"{name}: the map learned from areas alone beats the water index (IoU of water)",

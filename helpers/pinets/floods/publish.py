@@ -54,7 +54,7 @@ def _ship_maps(study: FloodsStudy, source: Shelf, new: Shelf) -> None:
     }
     for group in WEIGHTS:
         artifacts.atomic_write(new.weights_path(first[group]), source.weights_path(first[group]).read_bytes())
-    for group in maps.SHIPPED:
+    for group in filter(first.__contains__, maps.SHIPPED):
         for chip in maps.SHOWN:
             maps.keep(first[group], source, chip, new.results)
     key = own.comparison(Maps(study, source), KEY_CHIPS, KEY_MODELS)
