@@ -35,7 +35,9 @@ def trainer(model, inputs, masks):
 
 
 def plain_head(model):
-    """With the library's own transposed convolutions, as one would write it down."""
+    """With the library's own transposed convolutions, one layer after the other, as one would write it down."""
+    upernet = model.decoder[0]
+    upernet._lateral = lambda level, x: upernet.lateral[level](upernet.scales[level](x))
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, UpConv):

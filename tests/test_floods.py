@@ -212,6 +212,19 @@ def test_the_pyramid_has_the_published_scales():
     assert upernet(features).shape == (1, 8, 64, 64)
 
 
+def test_joining_two_linear_layers_changes_no_value_and_no_gradient():
+    upernet = UperNet(16, 8).double()
+    for level in (0, 1, 2):
+        x = torch.randn(3, 16, 4, 4, dtype=torch.float64)
+        own, plain = upernet._lateral(level, x), upernet.lateral[level](upernet.scales[level](x))
+        torch.testing.assert_close(own, plain)
+        weights = [p for part in (upernet.scales, upernet.lateral) for p in part[level].parameters()]
+        weight = torch.randn_like(own)
+        gradients = [torch.autograd.grad((y * weight).sum(), weights, retain_graph=True) for y in (own, plain)]
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-6)
+
+
 def test_scores_sum_to_one_and_areas_to_the_tile():
     """Spec property 17."""
     model = network(8, 16, 3, 8).eval()

@@ -167,7 +167,11 @@ def test_figures_are_drawn_and_say_what_they_show(quick):
     of = study.frame(records)
     shown = Maps(quick)
     image, mask = shown.scene(shown.chips[0])
-    assert own_figures.paint(np.array([[-1, 0, 1]])).shape == (1, 3, 3)
+    classes = np.array([[-1, 0, 1]])
+    painted = own_figures.paint(classes)
+    assert (own_figures.shade(np.array([[0.7, 0.0, 1.0]]), classes) == painted).all()
+    half = own_figures.shade(np.full((1, 3), 0.5), classes)[0, 2]
+    np.testing.assert_allclose(half, painted[0, 1:].mean(0))
     comparison = own_figures.comparison(shown, shown.chips[:2], list(shown.models))
     share = (mask == 1).sum() / (mask >= 0).sum()
     assert f"{share:.1%}" in [ax.get_xlabel() for ax in comparison.axes]

@@ -123,7 +123,7 @@ class Explorer(widgets.Explorer[State]):
         return max(1, SIDE // len(picture))
 
     def static(self) -> bytes:
-        """The chip, its mask, and what every model decides."""
+        """The chip, its mask, and every model's map."""
         image, mask = self.maps.scene(self.state.chip)
         pictures = [
             (self.state.chip, self._large(figures.composite(image))),
@@ -133,7 +133,7 @@ class Explorer(widgets.Explorer[State]):
             water = self.maps.water(model, self.state.chip)
             area = readout(water, mask, figures.CUT).predicted
             name = model.replace(", ", "\n")
-            pictures.append((f"{name}: {area:,.0f} px", self._large(figures.paint(figures.decided(water, mask)))))
+            pictures.append((f"{name}: {area:,.0f} px", self._large(figures.shade(water, mask))))
         caption = f"{self.maps.study.data.name}: areas are maps added up. Controls follow where a kernel runs."
         return widgets.sheet(pictures, min(len(pictures), 6), caption)
 

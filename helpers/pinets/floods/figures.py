@@ -39,6 +39,13 @@ def paint(values: np.ndarray) -> np.ndarray:
     return colours[values.astype(int) - NO_DATA] / 255
 
 
+def shade(water: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """float64 [H, W, 3] of a map of water [H, W]: from dry grey to water teal; black where ``mask`` has no data."""
+    dry, wet = (paint(np.full(mask.shape, value)) for value in (DRY, WATER))
+    mixed = dry + (wet - dry) * water[..., None]
+    return np.where((mask == NO_DATA)[..., None], paint(mask), mixed)
+
+
 def decided(water: np.ndarray, mask: np.ndarray | None = None, threshold: float = CUT) -> np.ndarray:
     """int8 [H, W]: 1 where the map of water exceeds ``threshold``, else 0; -1 where ``mask`` has no data."""
     found = (water > threshold).astype(np.int8)
@@ -59,8 +66,8 @@ def chip(image: np.ndarray, mask: np.ndarray) -> Picture:
 
 @style()
 def comparison(maps: Maps, chips: Sequence[str], models: Sequence[str]) -> Picture:
-    """Chips side by side: the image, the truth, and what each model decides. Below each map the area that it adds up
-    to, as a share of the pixels that have data."""
+    """Chips side by side: the image, the truth, and the map of each model as it is. Below each map the area that it
+    adds up to, as a share of the pixels that have data."""
     rows = 2 + len(models)
     figure = picture(1.75 * len(chips) + 0.9, 1.95 * rows + 0.4)
     axes = figure.subplots(rows, len(chips), squeeze=False)
@@ -72,7 +79,7 @@ def comparison(maps: Maps, chips: Sequence[str], models: Sequence[str]) -> Pictu
         axes[1, column].set_xlabel(f"{(mask == WATER).sum() / max(known.sum(), 1):.1%}", fontsize=9)
         for row, model in enumerate(models, 2):
             water = maps.water(model, name)
-            show(axes[row, column], paint(decided(water, mask)))
+            show(axes[row, column], shade(water, mask))
             axes[row, column].set_xlabel(f"{water[known].sum() / max(known.sum(), 1):.1%}", fontsize=9)
     for row, text in enumerate(["image", "truth", *(model.replace(", ", ",\n") for model in models)]):
         axes[row, 0].set_ylabel(text, fontsize=9)

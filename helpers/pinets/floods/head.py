@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers.pinets.models import Area, PiNet, UpConv
+from helpers.pinets.models import Area, PiNet, UpConv, up_convolved
 
 POOLS = (1, 2, 3, 6)
 
@@ -66,18 +66,31 @@ class UperNet(nn.Module):
         self.fusion = _conv(4 * channels, channels, 3)
 
     def forward(self, features: Tensor) -> Tensor:
-        levels = [scale(part) for scale, part in zip(self.scales, features.float().split(self.width, 1), strict=True)]
-        *fine, coarse = levels
+        parts = features.float().split(self.width, 1)
+        coarse = self.scales[3](parts[3])
         pooled = [
             _resize(conv(F.adaptive_avg_pool2d(coarse, size)), coarse)
             for size, conv in zip(POOLS, self.pools, strict=True)
         ]
         maps = [self.bottleneck(torch.cat([coarse, *pooled], 1))]
-        for level, lateral in zip(reversed(fine), reversed(self.lateral), strict=True):
-            own = lateral(level)
+        for level in (2, 1, 0):
+            own = self._lateral(level, parts[level])
             maps.insert(0, own + _resize(maps[0], own))
         maps[:3] = [conv(level) for conv, level in zip(self.output, maps[:3], strict=True)]
         return self.fusion(torch.cat([_resize(level, maps[0]) for level in maps], 1))
+
+    def _lateral(self, level: int, x: Tensor) -> Tensor:
+        """``self.lateral[level](self.scales[level](x))``. The scale's last layer and the 1x1 convolution after it are
+        one linear map: multiplied with each other first, they take a tenth of the work."""
+        scale, lateral = self.scales[level], self.lateral[level]
+        if isinstance(scale, nn.Identity):
+            return lateral(x)
+        *before, up = scale
+        for layer in before:
+            x = layer(x)
+        narrow = lateral[0].weight[:, :, 0, 0]
+        joined = up_convolved(x, torch.einsum("cmhw,dm->cdhw", up.weight, narrow), narrow @ up.bias)
+        return lateral[1:](joined)
 
 
 class Upsampler(nn.Sequential):

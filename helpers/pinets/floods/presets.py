@@ -54,12 +54,13 @@ class FloodsStudy(Study):
         "bundle": {"rules": ("released",), "budgets": (), "seeds": 1},
         "water": {
             "encoder": "galileo_nano", "channels": 16, "data.name": "water_multispectral", "data.tile": 128,
-            "data.tests": ("test", "sen1floods11/hand18:bolivia", "sen1floods11/hand18:test"),
-            "training.epochs": 16, "training.batch_size": 8, "budgets": (10,), "rules": ("corrected",),
+            "data.tests": ("test", "sen1floods11/hand18:bolivia"),
+            "training.epochs": 16, "training.batch_size": 8, "budgets": (), "seeds": 1, "rules": ("corrected",),
         },
         "scenes": {
             "encoder": "galileo_nano", "channels": 16, "data.name": "water_scenes", "data.tile": 128,
-            "data.tests": ("test",), "training.epochs": 16, "training.batch_size": 8, "budgets": (10,),
+            "data.tests": ("test",), "training.epochs": 16, "training.batch_size": 8, "budgets": (), "seeds": 1,
+            "rules": ("corrected",),
         },
         "quick": {
             "encoder": "untrained", "channels": 8, "data.name": "water_scenes", "data.tile": 64, "data.chips": 12,
