@@ -61,11 +61,13 @@ def test_the_readout_counts_pixels():
 
 
 def test_choices_change_what_is_shown_and_the_threshold_never_the_prediction(explorer):
-    before = explorer.panels["map"].image.value, explorer.readout
-    explorer.select(threshold=0.99)
-    assert explorer.readout.predicted == before[1].predicted and explorer.readout.cut <= before[1].cut
+    explorer.select(threshold=0.0)  # all is above
+    before = bytes(explorer.panels["map"].image.value), explorer.readout
+    explorer.select(threshold=1.0)
+    assert explorer.readout.predicted == before[1].predicted
+    assert (explorer.readout.cut, before[1].cut) == (0, before[1].known)
     assert explorer.panels["map"].image.value != before[0]
-    image = explorer.panels["image"].image.value
+    image = bytes(explorer.panels["image"].image.value)
     explorer.select(bands="short-wave (SWIR2, NIR, red)")
     assert explorer.panels["image"].image.value != image
     chip = explorer.state.chip

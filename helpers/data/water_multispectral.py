@@ -29,12 +29,11 @@ def load() -> Chips:
 
 
 def _read(folder: Path, chip: str) -> tuple[np.ndarray, np.ndarray]:
-    row, first = int(chip), 0
     for name in data_config("water_multispectral")["files"]:
-        images, masks = _open(folder / name)
-        if row < first + len(images):
-            return images[row - first], masks[row - first].astype(np.int8)
-        first += len(images)
+        first, last = map(int, Path(name).stem.removeprefix("chips_").split("-"))
+        if first <= int(chip) <= last:
+            images, masks = _open(folder / name)
+            return images[int(chip) - first], masks[int(chip) - first].astype(np.int8)
     raise IndexError(chip)
 
 
