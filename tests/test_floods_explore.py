@@ -119,7 +119,6 @@ def test_shipped_maps_are_read_where_nothing_vouches_for_more(quick, tmp_path, m
     monkeypatch.setattr(config, "ROOT", tmp_path)
     monkeypatch.setattr(maps, "SHOWN", ("test-000", "test-001"))
     monkeypatch.setattr(maps, "SHIPPED", ("pinet-000", "segnet-100"))
-    monkeypatch.setattr(publish, "KEY_CHIPS", maps.SHOWN)
     study.baselines(quick.override({"retrain": True}))
     names = publish.publish([quick])
     assert len(names) == 3 and artifacts.verify_tree(tmp_path)[0] == []

@@ -9,18 +9,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from helpers import artifacts, config, figures, runtime
-from helpers.pinets.floods import figures as own
+from helpers import artifacts, config, runtime
 from helpers.pinets.floods import maps
 from helpers.pinets.floods.fits import Member, members, working_folder
-from helpers.pinets.floods.maps import Maps
 from helpers.pinets.floods.presets import FloodsStudy, published
 from helpers.pinets.floods.study import BASELINE, Shelf, collect
 from helpers.shelf import shipping
 
 DRAWN = "water_scenes"
 WEIGHTS = ("pinet-000", "segnet-100")  # groups whose heads are shipped, of the first seed
-KEY_CHIPS, KEY_MODELS = maps.SHOWN[:6], ("SegNet, all masks", "PiNet, areas alone")
 
 
 def publish(studies: Sequence[FloodsStudy]) -> list[str]:
@@ -46,7 +43,7 @@ def publish(studies: Sequence[FloodsStudy]) -> list[str]:
 
 
 def _ship_maps(study: FloodsStudy, source: Shelf, new: Shelf) -> None:
-    """Weights, maps and the key figure of a study of drawn scenes."""
+    """Weights and maps of a study of drawn scenes."""
     first: dict[str, Member] = {
         member.group: member
         for member in members(study)
@@ -57,8 +54,6 @@ def _ship_maps(study: FloodsStudy, source: Shelf, new: Shelf) -> None:
     for group in filter(first.__contains__, maps.SHIPPED):
         for chip in maps.SHOWN:
             maps.keep(first[group], source, chip, new.results)
-    key = own.comparison(Maps(study, source), KEY_CHIPS, KEY_MODELS)
-    figures.save(key, new.results / "key_figure.png")
 
 
 if __name__ == "__main__":
