@@ -46,6 +46,15 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """12 hexadecimal digits that change with any value of a ``state_dict()``."""
+    found = hashlib.sha256()
+    for name, tensor in state.items():
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]
+
+
 def save_json(path: Path, value: Any) -> None:
     """JSON that diffs well: sorted keys, one entry a line, lists of numbers on one line."""
     atomic_write(path, _pretty(value) + "\n")

@@ -312,7 +312,7 @@ def _by_gdown(source: Source, part: Path, timeout_s: float, report: Report) -> N
         try:
             done = gdown.download(id=re.fullmatch(DRIVE, source.url)["id"], output=str(staged), **options)
         except gdown.exceptions.FileURLRetrievalError as error:
-            raise _Refused(f"{source.url}: {_origin(error)}") from error
+            raise _Refused(f"{source.url}: {origin(error)}") from error
         except Exception as error:  # which ones depends on the version
             raise _failure(source.url, error) from error
         if done is None:  # some failures of version 5
@@ -334,12 +334,30 @@ def _failure(url: str, error: Exception) -> _Interrupted | _Refused:
     """A library's error as ours: the HTTP status, if there is one, says which."""
     response = getattr(error, "response", None)
     if response is None:
-        return _Interrupted(f"{url}: {_origin(error)}")
+        return _Interrupted(f"{url}: {origin(error)}")
     passing = response.status_code >= 500 or response.status_code in (408, 425, 429)
     return (_Interrupted if passing else _Refused)(f"{url}: HTTP {response.status_code} {response.reason}")
 
 
-def _origin(error: BaseException) -> BaseException:
+def hub_source(repository: str, revision: str, file: str, *, hint: str = "") -> Source:
+    """A file of a model repository, pinned: the commit that ``revision`` now is, and the size and sha256 that the Hub
+    states for it. Raises `DownloadError` if the Hub does not answer or has no such file."""
+    from huggingface_hub import HfApi, constants
+
+    what = f"hf://{repository}@{revision}/{file}"
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise OSError("HF_HUB_OFFLINE is set")
+        api = HfApi(endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None)
+        info = api.model_info(repository, revision=revision, files_metadata=True, timeout=PATIENCE.timeout_s)
+        stored = {entry.rfilename: entry.lfs for entry in info.siblings}[file]
+        return Source(url=f"hf://{repository}@{info.sha}/{file}", sha256=stored.sha256, bytes=stored.size)
+    except Exception as error:  # which ones depends on the client's version, and on its network library's
+        by_hand = f"put {file} of https://huggingface.co/{repository} into the data folder"
+        raise _error(f"{what} could not be looked up", [f"tried: {origin(error)!r}"], by_hand, hint) from error
+
+
+def origin(error: BaseException) -> BaseException:
     """The innermost of nested errors: "Connection refused" without three libraries' wrappings."""
     while inner := error.__cause__ or error.__context__:
         error = inner

@@ -36,7 +36,7 @@ COLUMNS = ("epoch", "step", "loss", "score", "learning_rate")  # of every histor
 class Outcome:
     """What a training came to. ``score`` is the best evaluation (higher is better), ``state`` the weights that had it,
     ``epoch`` and ``step`` (1-based, within the epoch) when; ``epochs`` is how many were begun, ``finished`` says that
-    ``stop_at`` was reached before they ran out; ``seconds`` adds up over resumed runs."""
+    ``stop_at`` or ``stop_rate`` was reached before they ran out; ``seconds`` adds up over resumed runs."""
 
     score: float = -math.inf
     epoch: int = 0
@@ -46,6 +46,24 @@ class Outcome:
     seconds: float = 0.0
     history: list[dict[str, float | None]] = field(default_factory=list)
     state: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Plateau:
+    """torch's ``ReduceLROnPlateau`` as a scheduler of `train`: the rate is multiplied by ``factor`` once ``metric``, to
+    be set after each epoch, has not risen for more than ``patience`` epochs."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, factor: float, patience: int):
+        self.inner = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", factor=factor, patience=patience)
+        self.metric = math.nan
+
+    def step(self) -> None:
+        self.inner.step(self.metric)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state)
 
 
 def fabric(device: runtime.Device = "auto", precision: Precision = "auto", devices: int = 1) -> Fabric:
@@ -83,7 +101,8 @@ def train(
     evaluate: Callable[[nn.Module, float], float | None] | None = None,
     evaluate_at: Sequence[int] = (),
     stop_at: float = math.inf,
-    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | Plateau | None = None,
+    stop_rate: float = 0.0,
     before_epoch: Callable[[nn.Module, int], None] | None = None,
     after_epoch: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
     accumulate: int = 1,
@@ -100,7 +119,8 @@ def train(
     several by name, of which ``"loss"`` is minimised and the means of all stand in the history.
     ``evaluate(model, best)`` returns a score, or None as soon as it knows that ``best`` cannot be beaten; it runs in
     eval mode after the steps ``evaluate_at`` of each epoch (at its end if none are given). Training stops the moment a
-    score reaches ``stop_at``. Without ``evaluate`` the last weights are kept.
+    score reaches ``stop_at``, and after an epoch that leaves the learning rate at ``stop_rate`` or below. Without
+    ``evaluate`` the last weights are kept.
 
     ``before_epoch(model, epoch)`` comes before an epoch's first batch, and ``after_epoch(model, epoch)`` after its last
     step and evaluation: it may change the weights, and what it returns are further columns of the epoch's row; a
@@ -145,6 +165,8 @@ def train(
             _judge(extra.get("score"), model, outcome, epoch, outcome.history[-1]["step"], stop_at)
         if scheduler:
             scheduler.step()
+        if stop_rate and optimizer.param_groups[0]["lr"] <= stop_rate:
+            outcome.finished = True
         outcome.seconds = time.monotonic() - started
         if evaluate is None and outcome.score == -math.inf:
             outcome.state = _kept(outcome.state, _copy(model.module), epoch, average_from)

@@ -83,11 +83,16 @@ class UpConv(nn.ConvTranspose2d):
         super().__init__(channels_in, channels_out, kernel_size=2, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, _, h, w = x.shape
-        c = self.out_channels
-        kernel = self.weight.permute(2, 3, 1, 0).reshape(4 * c, self.in_channels)
-        cells = F.linear(x.permute(0, 2, 3, 1), kernel, self.bias.repeat(4)).view(b, h, w, 2, 2, c)
-        return cells.permute(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
+        return up_convolved(x, self.weight, self.bias)
+
+
+def up_convolved(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """[B, C, H, W] to [B, D, 2 H, 2 W] by the ``weight`` [C, D, 2, 2] and ``bias`` [D] of an `UpConv`."""
+    b, _, h, w = x.shape
+    c_in, c = weight.shape[:2]
+    kernel = weight.permute(2, 3, 1, 0).reshape(4 * c, c_in)
+    cells = F.linear(x.permute(0, 2, 3, 1), kernel, bias.repeat(4)).view(b, h, w, 2, 2, c)
+    return cells.permute(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
 
 
 class Decoder(nn.Sequential):

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from helpers import config, runtime
+from helpers import artifacts, config, runtime
 from helpers.prototypes import backbones, fits, probes
 from helpers.prototypes.receptive_field import receptive_fields
 from helpers.prototypes.sets import Sets, sets
-from helpers.prototypes.stage_features import Features, fingerprint, stage_features
+from helpers.prototypes.stage_features import Features, stage_features
 from helpers.records import columns
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def probe(member: Member, data: Sets) -> tuple[list[dict[str, Any]], dict[str, A
     study, size = member.study, data.train.input_size
     with runtime.seeded(member.seed, "initialisation", "backbone"):
         module = backbones.backbone(member.model, size).module.eval()
-    weights, named = fingerprint(module), backbones.aliases(member.backbone)
+    weights, named = artifacts.fingerprint(module.state_dict()), backbones.aliases(member.backbone)
     paths = {stage: named.get(stage, stage) for stage in member.stages}
     folder = fits.working_folder(study) / "features" / f"{file_name(member.backbone)}_{weights}"
     source = study.data.model_dump(mode="json", exclude={"root", "augment"})

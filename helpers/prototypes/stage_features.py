@@ -5,7 +5,6 @@ Kept on disk in shards, so that a pass that was cut off goes on where it stopped
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -79,15 +78,6 @@ def stage_features(
         shards.append(artifacts.load_tensors(path))
     features = {stage: torch.cat([tensors[stage] for tensors, _ in shards]) for stage in stages}
     return features, sum(facts["seconds"] for _, facts in shards)
-
-
-def fingerprint(module: nn.Module) -> str:
-    """12 hexadecimal digits that change with any weight."""
-    found = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()[:12]
 
 
 def _forward(
