@@ -80,12 +80,7 @@ class Picture(Figure):
             super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
-        """In 128 colours, a third of the size: a notebook that holds a dozen figures has to stay below 1 MB."""
-        buffer = BytesIO()
-        Image.open(BytesIO(png(self))).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(
-            buffer, "PNG", optimize=True
-        )
-        return buffer.getvalue()
+        return _in_few_colours(png(self))
 
 
 @dataclass(frozen=True)
@@ -116,8 +111,15 @@ def save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix != ".png":
         raise ValueError(f"figures are saved as .png, not {path.name!r}")
-    artifacts.atomic_write(path, png(figure))
+    artifacts.atomic_write(path, _in_few_colours(png(figure)))
     return path
+
+
+def _in_few_colours(picture: bytes) -> bytes:
+    """A PNG file in 128 colours, a third of the size: a notebook that holds a dozen figures has to stay below 1 MB."""
+    buffer, drawn = BytesIO(), Image.open(BytesIO(picture)).convert("RGB")
+    drawn.quantize(128, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def overlay(image: ArrayLike, heat: ArrayLike, opacity: float = 0.9, colours: str = HEAT) -> np.ndarray:

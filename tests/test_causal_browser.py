@@ -60,7 +60,7 @@ def test_keys_and_clicks_change_the_graph_and_the_node(page, browser, tmp_path):
     changes(browser, lambda: image.send_keys(Keys.END), "image-left", "map-left")
     redraws(browser, lambda: dropdown("beside").select_by_index(3))
     until(lambda: len(graphs(browser)) == 2 and picture(browser, "map-right"), "two graphs stand side by side")
-    assert "Jaccard" in browser.find_element("css selector", ".sightline").text
+    until(lambda: "Jaccard" in browser.find_element("css selector", ".sightline").text, "they are compared")
 
     assert not find(browser, ".sightline [role=alert]")
     browser.save_screenshot(str(tmp_path / "explorer.png"))

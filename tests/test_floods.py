@@ -473,7 +473,7 @@ def test_areas_teach_areas_and_masks_teach_where_the_water_is(tmp_path):
         fits.train(Member(own, "corrected", kind, share, 0), tmp_path)["history"]
         for kind, share in (("pinet", 0), ("segnet", 100))
     )
-    assert min(areas["area_error"]) < 0.5 * areas["area_error"][0]
+    assert min(areas["area_error"]) < 0.7 * areas["area_error"][0]
     assert masks["loss"][-1] < 0.8 * masks["loss"][0] and masks["soft_tdr"][-1] > masks["soft_tdr"][0]
 
 

@@ -87,7 +87,7 @@ class ToyShapesStudy(Study):
             "members": 2,
             "test_images": 100,
             "baseline_fits": 1,
-            "baseline_images": 8,
+            "baseline_images": 2,
             "data.n_images": 160,
             "group.*.training.epochs": 2,
             "group.*.training.min_accuracy": 0.0,
