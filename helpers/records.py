@@ -10,7 +10,7 @@ the weights. What does not fit together is an error that says what to do.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -73,6 +73,13 @@ class RecordShelf(StudyShelf):
 
     def keep(self, record: Mapping[str, Any]) -> None:
         artifacts.save_json(self.results / f"{record['name']}.json", record)
+
+    def take(self, source: RecordShelf, records: Iterable[str] = (), weights: Iterable[Member] = ()) -> None:
+        """Copy from ``source`` the records of these names, and the weights of these members."""
+        for name in records:
+            artifacts.atomic_write(self.results / f"{name}.json", (source.results / f"{name}.json").read_bytes())
+        for member in weights:
+            artifacts.atomic_write(self.weights_path(member), source.weights_path(member).read_bytes())
 
     def all_of(self, members: Sequence[Member]) -> list[dict[str, Any]]:
         """The records of ``members``. Raises `ArtifactError` where one is missing."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from helpers import artifacts, config, figures, runtime
+from helpers import config, figures, runtime
 from helpers.prototypes import examples, goldilocks
 from helpers.prototypes import study as networks
 from helpers.prototypes.evaluation import study as evaluation
@@ -39,12 +39,9 @@ def publish(
         "environment": runtime.environment(),
     }
     with shipping(Shelf, made) as new:
-        for name in names:
-            artifacts.atomic_write(new.results / f"{name}.json", (source.results / f"{name}.json").read_bytes())
+        new.take(source, records=names)
         for shown in studies[:1]:
-            for group in SHIPPED:
-                member = Member(shown, group, shown.seed)
-                artifacts.atomic_write(new.weights_path(member), source.weights_path(member).read_bytes())
+            new.take(source, weights=[Member(shown, group, shown.seed) for group in SHIPPED])
             nets = examples.prototype_nets(examples.nets(shown, new))
             key = examples.show(shown, next(iter(nets.values()))).looks_like(examples.KEY_IMAGE)
             figures.save(key, new.results / "key_figure.png")

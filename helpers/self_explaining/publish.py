@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from helpers import artifacts, config, figures, runtime
+from helpers import config, figures, runtime
 from helpers.self_explaining import examples, fits
 from helpers.self_explaining.presets import SelfExplainingStudy
 from helpers.self_explaining.study import Member, Shelf, collect, members
@@ -29,11 +29,9 @@ def publish(study: SelfExplainingStudy) -> list[str]:
     collect(shown)
     made = {"settings": study.provenance(), "environment": runtime.environment(), "data": study.dataset}
     with shipping(Shelf, made) as new:
-        for member in everyone:
-            artifacts.atomic_write(new.record_path(member), source.record_path(member).read_bytes())
-        for member in (*(Member(study, group, study.first_seed) for group in SHIPPED), *members(shown)):
-            if member.seed == study.first_seed:
-                artifacts.atomic_write(new.weights_path(member), source.weights_path(member).read_bytes())
+        new.take(source, records=[member.name for member in everyone])
+        wanted = (*(Member(study, group, study.first_seed) for group in SHIPPED), *members(shown))
+        new.take(source, weights=[member for member in wanted if member.seed == study.first_seed])
         figures.save(examples.key_figure(study, records, new), new.results / "key_figure.png")
     return [member.name for member in everyone]
 

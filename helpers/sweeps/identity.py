@@ -63,7 +63,7 @@ def _shipped(notebook: Path) -> dict[str, str]:
     cell names the study: ``STUDY, NEEDS = "toyshapes", "..."``."""
     source = "\n".join(cell.source for cell in notebooks.tagged(notebooks.read(notebook), "bootstrap"))
     studies = re.findall(r'^STUDY, NEEDS = "(\w+)"', source, re.MULTILINE)
-    files = [config.ROOT / kind / study / artifacts.MANIFEST for study in studies for kind in ("weights", "results")]
+    files = [config.ROOT / kind / study / artifacts.MANIFEST for study in studies for kind in artifacts.KINDS]
     return {path.relative_to(config.ROOT).as_posix(): _file(*_version(path)) for path in files if path.exists()}
 
 

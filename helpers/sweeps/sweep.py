@@ -41,8 +41,9 @@ def state(job: Job) -> str:
 
 def listing(jobs: Sequence[Job]) -> str:
     """A line for every run: its state, its folder's name and its parameters."""
-    rows = [f"{state(job):8} {job.identity}  {describe(job)}" for job in jobs]
-    return "\n".join([*rows, f"{len(jobs)} runs: {_counted(Counter(map(state, jobs)))}"])
+    states = [state(job) for job in jobs]
+    rows = [f"{known:8} {job.identity}  {describe(job)}" for job, known in zip(jobs, states, strict=True)]
+    return "\n".join([*rows, f"{len(jobs)} runs: {_counted(Counter(states))}"])
 
 
 def execute(jobs: Sequence[Job], engine: AbstractContextManager[Engine], publish: Publish) -> Counter[str]:
@@ -51,10 +52,11 @@ def execute(jobs: Sequence[Job], engine: AbstractContextManager[Engine], publish
 
     A record that is damaged is set aside first, so that its run is executed anew.
     """
-    ends = Counter(map(state, jobs))
-    todo = [job for job in jobs if state(job) != "ok"]
-    for job in todo:
-        if state(job) == "damaged":
+    states = [state(job) for job in jobs]
+    ends = Counter(states)
+    todo = [job for job, known in zip(jobs, states, strict=True) if known != "ok"]
+    for job, known in zip(jobs, states, strict=True):
+        if known == "damaged":
             (job.folder / "run.json").replace(job.folder / "run.damaged.json")
     log.info("%d runs: %s", len(jobs), _counted(ends))
     publish(bool(todo))

@@ -54,8 +54,7 @@ def report(scores: Iterable[Tensor], masks: Tensor, classes: Sequence[int]) -> d
     predicted and true, in pixels. NaN is what there is nothing to measure on."""
     predicted, true, errors = [], [], []
     tiles = {name: [] for name in NAMES.values()}
-    pooled = {(name, known): torch.zeros(2, dtype=torch.int64) for name in NAMES.values() for known in (False, True)}
-    detected = {(name, known): torch.zeros(2, dtype=torch.int64) for name in NAMES.values() for known in (False, True)}
+    pooled, detected = ({name: torch.zeros(2, dtype=torch.int64) for name in NAMES.values()} for _ in range(2))
     start = 0
     for batch in scores:
         batch = batch.cpu()
@@ -69,10 +68,9 @@ def report(scores: Iterable[Tensor], masks: Tensor, classes: Sequence[int]) -> d
         for value, name in NAMES.items():
             pairs = [_overlap(own, mask, value) for own, mask in zip(decided, truth, strict=True)]
             tiles[name] += [float(common / (union + losses.EPSILON)) for common, union in pairs]
-            for masked in (False, True):
-                pooled[name, masked] += _overlap(decided, truth, value, known_only=masked)
-                there = truth == value
-                detected[name, masked] += torch.tensor([int((there & (decided == value)).sum()), int(there.sum())])
+            pooled[name] += _overlap(decided, truth, value, known_only=True)
+            there = truth == value
+            detected[name] += torch.stack([(there & (decided == value)).sum(), there.sum()])
     difference = np.abs(np.subtract(predicted, true))
     pixels = masks[0].numel()
     found: dict[str, Any] = {
@@ -83,8 +81,8 @@ def report(scores: Iterable[Tensor], masks: Tensor, classes: Sequence[int]) -> d
     }
     for name in NAMES.values():
         found |= {
-            f"iou_{name}": _share(*pooled[name, True].tolist()),
-            f"tdr_{name}": _share(*detected[name, True].tolist()),
+            f"iou_{name}": _share(*pooled[name].tolist()),
+            f"tdr_{name}": _share(*detected[name].tolist()),
             f"released_iou_{name}": float(np.mean(tiles[name])),
         }
     return found | {"areas": {"predicted": predicted, "true": [float(area) for area in true]}}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from helpers import artifacts, config, runtime
+from helpers import config, runtime
 from helpers.pinets.floods import maps
 from helpers.pinets.floods.fits import Member, members, working_folder
 from helpers.pinets.floods.presets import FloodsStudy, published
@@ -34,8 +34,7 @@ def publish(studies: Sequence[FloodsStudy]) -> list[str]:
         "environment": runtime.environment(),
     }
     with shipping(Shelf, made) as new:
-        for name in names:
-            artifacts.atomic_write(new.results / f"{name}.json", (source.results / f"{name}.json").read_bytes())
+        new.take(source, records=names)
         for study in studies:
             if study.data.name == DRAWN:
                 _ship_maps(study.override(here), source, new)
@@ -49,8 +48,7 @@ def _ship_maps(study: FloodsStudy, source: Shelf, new: Shelf) -> None:
         for member in members(study)
         if member.seed == study.seed and member.rules == study.rules[0]
     }
-    for group in WEIGHTS:
-        artifacts.atomic_write(new.weights_path(first[group]), source.weights_path(first[group]).read_bytes())
+    new.take(source, weights=[first[group] for group in WEIGHTS])
     for group in filter(first.__contains__, maps.SHIPPED):
         for chip in maps.SHOWN:
             maps.keep(first[group], source, chip, new.results)
