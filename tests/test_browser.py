@@ -15,7 +15,7 @@ from helpers.pinets.study import Shelf
 explorer = Explorer(ToyShapesStudy().override({settings}), Shelf(Path({folder!r})))
 explorer
 """
-SETTINGS = {"groups": ["cnn", "pinet"], "fits": 1, "test_images": 12, "data.n_images": 20}
+SETTINGS = {"groups": ["cnn", "pinet"], "fits": 1, "test_images": 20, "data.n_images": 20}
 
 pytestmark = [pytest.mark.slow, with_browser]
 

@@ -418,7 +418,7 @@ def test_a_study_of_other_settings_is_refused(made):
 
 @pytest.mark.parametrize("group", ["cnn", "pinet", "naive"])
 def test_no_event_takes_above_100_ms_of_a_core(tmp_path, core_seconds, group):
-    study, shelf = untrained(tmp_path, {"fits": 2, "test_images": 12, "data.n_images": 20, "groups": [group]})
+    study, shelf = untrained(tmp_path, {"fits": 2, "test_images": 20, "data.n_images": 20, "groups": [group]})
     explorer = Explorer(study, shelf)
     events = {
         "the next image": lambda: explorer.step(),

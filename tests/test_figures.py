@@ -351,11 +351,12 @@ def test_training_curves_show_the_loss_and_the_best_score_so_far(records):
     assert list(time) == [0.4, 1, 1.4, 2] and list(score) == [0.5, 0.5, 0.9, 1]
 
 
-def test_what_has_nothing_to_show_says_so_in_one_line(records):
+def test_what_has_nothing_to_show_says_so_in_one_line(records, drawn):
     for note, word in (
         (figures.training_curves(records), "history"),
         (figures.baselines(pd.DataFrame()), "CNN"),
         (pictures.examples(np.zeros((1, 8, 8)), np.zeros((1, 8, 8)), {}), "GROUPS"),
+        (pictures.examples(drawn[0][:0], drawn[1][:0], drawn[2]), "Raise test_images"),
     ):
         shown = DisplayFormatter().format(note)[0]
         assert shown == {"text/plain": note.text} and word in note.text and "\n" not in note.text

@@ -63,7 +63,7 @@ def test_toyshapes_runs_through_with_any_groups(tmp_path, groups, missing):
 def test_toyshapes_sweeps_over_four_seeds(tmp_path):
     """The command of the README in the quick preset: runs of their own seeds, and nothing to do the second time."""
     words = ["sweep", "01", "-p", "SEED", "0:4", "-p", "RETRAIN", "True", "-p", "PRESET", "quick", "-p", "groups"]
-    words += ["['naive']", "-p", "test_images", "40", "--workers", "2", "--timeout", "600", "--out", str(tmp_path)]
+    words += ["['naive']", "-p", "test_images", "20", "--workers", "2", "--timeout", "600", "--out", str(tmp_path)]
     command = [sys.executable, "-m", "helpers", *words]
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert first.returncode == 0 and "4 to execute, 2 at a time" in first.stdout, first.stdout + first.stderr

@@ -657,6 +657,16 @@ def test_training_goes_on_beside_the_weights_that_are_shipped(tmp_path, elsewher
     again = small(tmp_path / "second", retrain=True)
     shown = examples.maps(records, again, study.choose_shelf(again), fits.test_set(again).x[:2])
     assert shown.keys() == {"pinet", "ensemble"}
+    one = examples.maps(records, again, study.choose_shelf(again), fits.test_set(again).x[:2], ["ensemble", "cnn"])
+    assert one.keys() == {"ensemble"}, "those of the groups asked for that the study has"
+
+
+def test_positives_are_counted_among_the_images_that_show_the_target():
+    test = fits.test_set(ToyShapesStudy(test_images=20))
+    rows = test.y.nonzero()[:, 0]
+    chosen = examples.positives(test, 2, 0, 999)
+    assert torch.equal(chosen.x, test.x[rows[[2, 0]]]) and bool(chosen.y.all())
+    assert len(examples.positives(test, 999)) == 0
 
 
 def test_without_continue_shipped_what_is_shipped_does_not_count(tmp_path, elsewhere, trained_fits):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from helpers.pinets import evaluate
-from helpers.pinets.fits import Fit
+from helpers.pinets.fits import Fit, Tensors
 from helpers.pinets.models import Ensemble
-from helpers.pinets.presets import ToyShapesStudy
+from helpers.pinets.presets import GROUPS, ToyShapesStudy
 from helpers.pinets.study import Shelf
 
 KEY_IMAGE = 13  # of the test set: one triangle among other shapes, so that a glance tells
@@ -28,10 +28,6 @@ class Example:
     logits: np.ndarray
     threshold: float
     record: dict[str, Any]
-
-    def at(self, rows: Sequence[int]) -> Example:
-        """The maps of some of the images."""
-        return replace(self, heat=self.heat[list(rows)], logits=self.logits[list(rows)])
 
     @property
     def naive_score(self) -> float:
@@ -61,10 +57,18 @@ def first_accepted(records: list[dict[str, Any]], *groups: str) -> dict[str, Any
     return next((record for group in groups for record in accepted if record["group"] == group), None)
 
 
-def maps(records: list[dict[str, Any]], study: ToyShapesStudy, shelf: Shelf, x: Tensor) -> dict[str, Example]:
-    """The first accepted fit of each group on the images ``x`` [n, 1, H, W], by group."""
+def positives(test: Tensors, *ranks: int) -> Tensors:
+    """Of the images that show the target, those of these ranks: the first is 0. Ranks beyond the last are left out."""
+    found = test.y.nonzero()[:, 0]
+    return test[found[[rank for rank in ranks if rank < len(found)]]]
+
+
+def maps(
+    records: list[dict[str, Any]], study: ToyShapesStudy, shelf: Shelf, x: Tensor, groups: Sequence[str] = GROUPS
+) -> dict[str, Example]:
+    """The first accepted fit of each of the ``groups`` that the study has, on the images ``x`` [n, 1, H, W]."""
     found = {}
-    for group in study.groups:
+    for group in filter(set(groups).__contains__, study.groups):
         if (record := first_accepted(records, group)) is None:
             continue
         model = load_model(record, study, shelf)

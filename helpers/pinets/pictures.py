@@ -45,6 +45,8 @@ def examples(images: ArrayLike, masks: ArrayLike, maps: Mapping[str, Maps]) -> P
     if not maps:
         return Note("No examples: none of the groups that they are of is among GROUPS with an accepted fit.")
     images, masks = np.asarray(images), np.asarray(masks)
+    if not len(images):
+        return Note("No examples: too few of the test images show a triangle. Raise test_images.")
     rows, columns = len(images), 2 + 2 * len(maps)
     size = min(1.6, 12 / columns)
     figure = picture(0.5 + columns * size, 0.55 + rows * size)
