@@ -134,7 +134,8 @@ def train(
     ``folder`` holds ``checkpoint.safetensors`` (written at most every ``checkpoint_seconds``, at an epoch's end) and
     ``log.csv``, and TensorBoard events if wanted (or a folder of their own does); a second call with the same arguments
     continues from there.
-    ``progress`` names the progress bar, None shows none. Raises ``FloatingPointError`` when the loss is not finite.
+    ``progress`` names the progress bar, which the first process shows; None shows none. Raises ``FloatingPointError``
+    when the loss is not finite.
     """
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, not {epochs}")
@@ -150,7 +151,8 @@ def train(
     writer = _tensorboard(tensorboard, folder) if first_process else None
     started, saved = time.monotonic() - outcome.seconds, time.monotonic()
 
-    bar = tqdm(total=epochs, initial=first - 1, desc=progress, unit="epoch", disable=progress is None, leave=False)
+    hidden = progress is None or not first_process
+    bar = tqdm(total=epochs, initial=first - 1, desc=progress, unit="epoch", disable=hidden, leave=False)
     for epoch in range(first, epochs + 1):
         if outcome.finished:
             break
@@ -172,7 +174,8 @@ def train(
             outcome.state = _kept(outcome.state, _copy(model.module), epoch, average_from)
             outcome.epoch = epoch
         bar.update()
-        bar.set_postfix(loss=f"{outcome.history[-1]['loss']:.3g}", best=f"{outcome.score:.4g}")
+        best = {"best": f"{outcome.score:.4g}"} if math.isfinite(outcome.score) else {}  # some are never evaluated
+        bar.set_postfix(loss=f"{outcome.history[-1]['loss']:.3g}", **best)
         if writer:
             _write_scalars(writer, [row for row in outcome.history if row["epoch"] == epoch])
         due = checkpoint and first_process and epoch < epochs and not outcome.finished

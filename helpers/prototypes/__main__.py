@@ -12,7 +12,6 @@ more. --resume FOLDER goes on with a run that was cut off.
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 
@@ -60,7 +59,7 @@ def train(given: dict) -> None:
     study = resolve(given)
     for seed in range(study.seed, study.seed + study.seeds):
         chosen = tuning.tuned(study, seed) if study.train.hparam_tune else study
-        logging.info("%s", runs.run(chosen, seed, progress=True))
+        runs.run(chosen, seed, progress=True)
 
 
 if __name__ == "__main__":

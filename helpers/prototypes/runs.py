@@ -12,6 +12,7 @@ runs them again, and ``--resume FOLDER`` goes on with what was cut off.
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import subprocess
@@ -30,6 +31,8 @@ from helpers.prototypes.presets import Loss, PrototypesStudy
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+log = logging.getLogger(__name__)
 
 GIT_HASH = "git_hash"  # of config.yaml: tells where it comes from, and is no setting
 WEIGHTS = {**losses.WEIGHTS, "avg_separation_loss": "separation"}  # which a term of the loss is multiplied with
@@ -59,6 +62,7 @@ def _run(fabric: Fabric, study: PrototypesStudy, seed: int, folder: Path | None,
     )
     if fabric.global_rank == 0:
         _write(folder, fit, record)
+        log.info("%s", folder)
     return folder
 
 
