@@ -78,7 +78,8 @@ def stability(checkpoint: Checkpoint) -> pd.DataFrame:
 
 
 def scores(checkpoint: Checkpoint) -> pd.DataFrame:
-    """Columns target, method, metric, image, value. ``reference`` maps come from the reference graph."""
+    """Columns target, method, image, metric, value. ``reference`` maps come from the reference graph."""
+    keys = ["target", "method", "image"]
 
     def compute(c: Checkpoint) -> pd.DataFrame:
         tables = []
@@ -96,9 +97,11 @@ def scores(checkpoint: Checkpoint) -> pd.DataFrame:
             targets = torch.full((len(x),), target, device=x.device)
             table = evaluate.compare(explainers, c.model, x, targets, options=options, seed=c.seed)
             tables.append(table.assign(target=target))
-        return pd.concat(tables)[["target", "method", "metric", "image", "value"]]
+        # a column a metric in the file, which is a third of one that repeats its keys for each value
+        return pd.concat(tables).set_index([*keys, "metric"]).value.unstack(sort=False).reset_index()
 
-    return checkpoint.part("scores.csv", compute)
+    table = checkpoint.part("scores.csv", compute).set_index(keys).rename_axis(columns="metric")
+    return table.stack(future_stack=True).rename("value").reset_index()
 
 
 def scored_images(checkpoint: Checkpoint, target: int) -> torch.Tensor:

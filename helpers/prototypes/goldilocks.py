@@ -54,8 +54,8 @@ class Goldilocks(Study):
     """Everything about this study; `helpers.config.read_parameters` makes it from a notebook's parameters."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "reduced": {  # what is at hand: 2,800 images, weights of four backbones, of which vgg16's takes longest
-            "backbones": ("squeezenet1_1", "efficientnet_lite0", "resnet50_v1"), "modes": ("probe",),
+        "reduced": {  # what is at hand: 2,800 images, weights of four backbones
+            "finetuned": ("squeezenet1_1",), "finetune_seeds": 1,
         },
         "paper": {
             "backbones": TORCHVISION, "weights": "torchvision", "modes": ("finetune",), "subset": "", "size": 224,

@@ -155,7 +155,7 @@ def label_budget(table: pd.DataFrame, test: str, baseline: float | None = None) 
             ax.plot(fits.masks, fits[key], "o", color=COLOURS[kind], markersize=4.5, alpha=0.7)
     if baseline is not None:
         panels[0].axhline(baseline, color=GREY, linestyle="--", linewidth=1)
-        panels[0].text(100, baseline, "MNDWI > 0", ha="right", va="bottom", fontsize=8.5, color=GREY)
+        panels[0].text(1, baseline - 0.02, "MNDWI > 0", va="top", fontsize=8.5, color=GREY)
     for ax, title in zip(panels, ("IoU of water", "Error of areas, % of a tile"), strict=True):
         ax.set(xlabel="tiles with a mask, %", title=title)
         ax.set_xscale("symlog", linthresh=5)

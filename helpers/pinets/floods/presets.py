@@ -55,12 +55,11 @@ class FloodsStudy(Study):
         "water": {
             "encoder": "galileo_nano", "channels": 16, "data.name": "water_multispectral", "data.tile": 128,
             "data.tests": ("test", "sen1floods11/hand18:bolivia"),
-            "training.epochs": 16, "training.batch_size": 8, "budgets": (), "seeds": 1, "rules": ("corrected",),
+            "training.epochs": 16, "training.batch_size": 8, "budgets": (5, 25), "rules": ("corrected",),
         },
         "scenes": {
             "encoder": "galileo_nano", "channels": 16, "data.name": "water_scenes", "data.tile": 128,
-            "data.tests": ("test",), "training.epochs": 16, "training.batch_size": 8, "budgets": (), "seeds": 1,
-            "rules": ("corrected",),
+            "data.tests": ("test",), "training.epochs": 16, "training.batch_size": 8, "budgets": (),
         },
         "quick": {
             "encoder": "untrained", "channels": 8, "data.name": "water_scenes", "data.tile": 64, "data.chips": 12,
