@@ -17,7 +17,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from helpers.prototypes.receptive_field import ReceptiveField
 
 REDUCTIONS = ("max", "sum", "mean")
 DRAWN = 0.95  # ProtoPNet draws a box around the pixels from this quantile of the up-sampled map upwards
+IN_CACHE = 2**18  # pixels of maps that are worked on together: they pass through a core's own cache again and again
 AT_ONCE = 256  # maps that are held while their centroids are taken
 
 
@@ -65,7 +67,7 @@ def pixel_map(
     of standard deviation ``sigma_factor`` times its un-clipped side and 1 at its peak (section 4.1). Where fields
     overlap, a pixel takes the ``max``, the ``sum`` or the ``mean`` of what reaches it. Negative similarities count as
     0; a pixel that no cell sees is 0, its mean NaN.
-    ``legacy``: the same by the original's rule for the window, see `_legacy`.
+    ``legacy``: the same by the original's rule for the window, see `_assumed`.
     ``upsample``: bicubic interpolation, signed (section 4.3).
     ``random``: uniform in [0, 1) for each pixel and prototype, drawn from the stream (seed, "random map"): images that
     come in different calls want different seeds.
@@ -144,29 +146,11 @@ def boxes(flat: Tensor, field: ReceptiveField) -> Tensor:
 
 
 def _rf(similarity: Tensor, field: ReceptiveField, options: Options) -> Tensor:
-    """The Gaussian of a cell around the true centre of what it sees, one rule for all networks."""
-    axes = zip(field.edges, field.unclipped_edges, field.input_size, strict=True)
-    return _spread(similarity, [_true(*axis, options.sigma_factor) for axis in axes], options.reduce)
+    return _spread(similarity, _windows(_true, field, options.sigma_factor, similarity), options.reduce)
 
 
 def _legacy(similarity: Tensor, field: ReceptiveField, options: Options) -> Tensor:
-    """The original's windows: kappa, the largest clipped side of all cells, stands for the side. A window is cut at its
-    start where the field begins at the border of the image, else at its end, to the size of the clipped field.
-
-    Where more than one cell sees the whole image, that would say nothing about their centres, and those of all cells
-    are taken to be m_i = round((i + 1/2) H/Hz), and kappa grows by twice the distance of the farthest of them.
-    """
-    sides = [np.diff(edges)[:, 0] for edges in field.edges]
-    kappa = int(max(side.max() for side in sides))
-    whole = [np.flatnonzero(side == n) for side, n in zip(sides, field.input_size, strict=True)]
-    middles: list[np.ndarray | None] = [None, None]
-    if len(whole[0]) * len(whole[1]) > 1:
-        middles = [_middles(n, count) for n, count in zip(field.input_size, field.size, strict=True)]
-        far = max(abs((n - 1) / 2 - m[w]).max() for n, m, w in zip(field.input_size, middles, whole, strict=True))
-        kappa += round(2 * far)
-    axes = zip(field.edges, field.input_size, middles, strict=True)
-    windows = [_assumed(seen, n, kappa, m, options.sigma_factor) for seen, n, m in axes]
-    return _spread(similarity, windows, options.reduce)
+    return _spread(similarity, _windows(_assumed, field, options.sigma_factor, similarity), options.reduce)
 
 
 def _upsample(similarity: Tensor, field: ReceptiveField, options: Options) -> Tensor:
@@ -186,42 +170,86 @@ METHODS: dict[str, Callable[[Tensor, ReceptiveField, Options], Tensor]] = {
 }
 
 
-def _spread(similarity: Tensor, windows: list[np.ndarray], reduce: str) -> Tensor:
-    """The maps [B, P, H, W] of S_ij * rows[i, y] * columns[j, x] over cells, for windows [Hz, H] and [Wz, W] that are
-    positive on receptive fields and zero elsewhere."""
-    s = similarity.clamp(min=0)
-    rows, columns = (torch.from_numpy(w).to(s) for w in windows)
+def _spread(similarity: Tensor, windows: Windows, reduce: str) -> Tensor:
+    """The maps [B, P, H, W] of S_ij * rows[i, y] * columns[j, x] over cells."""
+    s, rows, columns = similarity.clamp(min=0), windows.rows, windows.columns
     if reduce == "max":  # max_ij = max_i rows_i max_j, for nothing is negative
-        over_columns = s.new_zeros(*s.shape[:3], columns.shape[1])
-        for j, seen in enumerate(_spans(windows[1])):
-            here = over_columns[..., seen]
-            torch.maximum(here, s[..., j, None] * columns[j, seen], out=here)
-        heat = s.new_zeros(*s.shape[:2], rows.shape[1], columns.shape[1])
-        for i, seen in enumerate(_spans(windows[0])):
-            here = heat[:, :, seen]
-            torch.maximum(here, over_columns[:, :, i, None] * rows[i, seen, None], out=here)
+        bands = s.new_zeros(*s.shape[:3], columns.shape[1])
+        for j, reach in enumerate(windows.reach[1]):
+            here = bands[..., reach]
+            torch.maximum(here, s[..., j, None] * columns[j, reach], out=here)
+        heat = s.new_zeros(*s.shape[:2], *windows.seen.shape)
+        some = max(1, IN_CACHE // windows.seen.numel())
+        scratch = s.new_empty(some, *windows.seen.shape)
+        for maps, own in zip(heat.flatten(0, 1).split(some), bands.flatten(0, 1).split(some), strict=True):
+            for i, reach in enumerate(windows.reach[0]):
+                here = maps[:, reach]
+                there = scratch[: len(maps), : here.shape[1]]
+                torch.maximum(here, torch.mul(own[:, i, None], rows[i, reach, None], out=there), out=here)
         return heat
     total = torch.einsum("iy,bpij,jx->bpyx", rows, s, columns)
-    if reduce == "mean":
-        total /= torch.from_numpy(np.outer(*((w > 0).sum(0) for w in windows))).to(s)
-    return total
+    return total / windows.seen if reduce == "mean" else total
 
 
-def _true(seen: np.ndarray, unclipped: np.ndarray, n: int, sigma_factor: float) -> np.ndarray:
-    """[cells, n]: Gaussians around the middles of the ``unclipped`` intervals, 1 at the pixels nearest to them; 1 all
-    over for cells that see everything, wherever the image may end."""
-    endless = ~np.isfinite(unclipped).all(1, keepdims=True)
-    start, end = np.where(endless, (0.0, 1.0), unclipped).T[:, :, None]
-    window = _gaussian(np.arange(n) - (start + end - 1) / 2, sigma_factor * (end - start))
-    return np.where(endless, 1.0, window) * _inside(seen, n)
+class Windows(NamedTuple):
+    """Two factors that are positive where cells see something and zero elsewhere, and what follows from them."""
+
+    rows: Tensor  # [Hz, H]
+    columns: Tensor  # [Wz, W]
+    seen: Tensor  # [H, W]: by how many cells
+    reach: list[list[slice]]  # for both, the pixels where the window of a cell is not zero
 
 
-def _assumed(seen: np.ndarray, n: int, kappa: int, middles: np.ndarray | None, sigma_factor: float) -> np.ndarray:
-    """[cells, n]: windows of ``kappa`` pixels, cut to what is ``seen``, around ``middles`` or by the legacy rule."""
-    start, end = seen.T
-    if middles is None:
-        middles = np.where(start == 0, end - 1 - (kappa - 1) / 2, start + (kappa - 1) / 2)
-    return _gaussian(np.arange(n) - middles[:, None], np.full((1, 1), sigma_factor * kappa)) * _inside(seen, n)
+Rule = Callable[[ReceptiveField, float], list[np.ndarray]]
+
+
+def _windows(rule: Rule, field: ReceptiveField, sigma_factor: float, like: Tensor) -> Windows:
+    return _made(rule, field, sigma_factor, like.dtype, like.device)
+
+
+@lru_cache(maxsize=16)  # they are the same for all images and prototypes
+def _made(rule: Rule, field: ReceptiveField, sigma_factor: float, dtype: torch.dtype, device: torch.device) -> Windows:
+    windows = rule(field, sigma_factor)
+    seen = np.outer(*((window > 0).sum(0) for window in windows))
+    tensors = (torch.from_numpy(array).to(device, dtype) for array in (*windows, seen))
+    return Windows(*tensors, [[_reach(window) for window in axis] for axis in windows])
+
+
+def _true(field: ReceptiveField, sigma_factor: float) -> list[np.ndarray]:
+    """[cells, pixels] of each axis: Gaussians around the middles of the un-clipped intervals, 1 at the pixels nearest
+    to them; 1 all over for cells that see everything, wherever the image may end. One rule for all networks."""
+    found = []
+    for seen, unclipped, n in zip(field.edges, field.unclipped_edges, field.input_size, strict=True):
+        endless = ~np.isfinite(unclipped).all(1, keepdims=True)
+        start, end = np.where(endless, (0.0, 1.0), unclipped).T[:, :, None]
+        window = _gaussian(np.arange(n) - (start + end - 1) / 2, sigma_factor * (end - start))
+        found.append(np.where(endless, 1.0, window) * _inside(seen, n))
+    return found
+
+
+def _assumed(field: ReceptiveField, sigma_factor: float) -> list[np.ndarray]:
+    """The original's windows: kappa, the largest clipped side of all cells, stands for the side. A window is cut at its
+    start where the field begins at the border of the image, else at its end, to the size of the clipped field.
+
+    Where more than one cell sees the whole image, that would say nothing about their centres, and those of all cells
+    are taken to be m_i = round((i + 1/2) H/Hz), and kappa grows by twice the distance of the farthest of them.
+    """
+    sides = [np.diff(edges)[:, 0] for edges in field.edges]
+    kappa = int(max(side.max() for side in sides))
+    whole = [np.flatnonzero(side == n) for side, n in zip(sides, field.input_size, strict=True)]
+    middles = [
+        np.where(start == 0, end - 1 - (kappa - 1) / 2, start + (kappa - 1) / 2)
+        for start, end in (edges.T for edges in field.edges)
+    ]
+    if len(whole[0]) * len(whole[1]) > 1:
+        middles = [_middles(n, count) for n, count in zip(field.input_size, field.size, strict=True)]
+        far = max(abs((n - 1) / 2 - m[w]).max() for n, m, w in zip(field.input_size, middles, whole, strict=True))
+        kappa += round(2 * far)
+    sigma = np.full((1, 1), sigma_factor * kappa)
+    return [
+        _gaussian(np.arange(n) - m[:, None], sigma) * _inside(seen, n)
+        for seen, n, m in zip(field.edges, field.input_size, middles, strict=True)
+    ]
 
 
 def _gaussian(offset: np.ndarray, sigma: np.ndarray) -> np.ndarray:
@@ -235,10 +263,10 @@ def _inside(seen: np.ndarray, n: int) -> np.ndarray:
     return (seen[:, :1] <= pixels) & (pixels < seen[:, 1:])
 
 
-def _spans(window: np.ndarray) -> list[slice]:
-    """The pixels at which each row of a window is not zero."""
-    found = [np.flatnonzero(row) for row in window]
-    return [slice(int(f[0]), int(f[-1]) + 1) if len(f) else slice(0, 0) for f in found]
+def _reach(window: np.ndarray) -> slice:
+    """The pixels at which a window [n] is not zero."""
+    found = np.flatnonzero(window)
+    return slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0)
 
 
 def _interpolate(similarity: Tensor, size: tuple[int, int]) -> Tensor:
