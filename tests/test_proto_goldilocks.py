@@ -384,6 +384,8 @@ def test_a_cut_is_the_mean_of_its_seeds_with_both_errors():
     assert first.error == pytest.approx(math.hypot(first.standard_error, first.sd / math.sqrt(2)))
     assert list(table[table["mode"] == "probe"]["rank"]) == [1, 1, 2, 1]  # layer2 sees more and knows less
     assert list(table[table["mode"] == "finetune"]["rank"]) == [1, 1, 1, 1]
+    alone = summary(frame(records()).query("Seed == 0"))
+    assert alone.sd.isna().all() and alone.error.equals(alone.standard_error), "of one seed nothing is known"
 
 
 def written(ax):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from helpers.prototypes import pareto
@@ -32,18 +33,19 @@ def frame(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a cut and mode, accuracies in %: mean and standard deviation (``sd``) over ``seeds``, the binomial standard
-    error of the test images, ``error``, both as one standard error of the mean, and the Pareto ``rank`` in its mode."""
+    """A row a cut and mode, accuracies in %: mean and standard deviation (``sd``; NaN of one) over ``seeds``, the
+    binomial standard error of the test images, ``error``, both as one standard error of the mean, and the Pareto
+    ``rank`` in its mode."""
     keys = {"Mode": "mode", "Model": "model", "Stage #": "number", "Stage Name": "stage"}
     rows = []
     for names, own in table.groupby(list(keys), sort=False):
         share, top5 = own["Test Accuracy Epoch"], own["Test Accuracy Top5 Epoch"]
         binomial = 100 * math.sqrt(share.mean() * (1 - share.mean()) / own["Test Images"].iloc[0])
-        sd = 100 * share.std() if len(own) > 1 else 0.0
+        sd = 100 * share.std()  # of one seed nothing is known
         rows.append(
             dict(zip(keys.values(), names, strict=True))
             | {"mean_rf": own["Mean RF %"].iloc[0], "accuracy": 100 * share.mean(), "sd": sd, "top5": 100 * top5.mean(),
-               "standard_error": binomial, "error": math.hypot(binomial, sd / math.sqrt(len(own))),
+               "standard_error": binomial, "error": math.hypot(binomial, np.nan_to_num(sd) / math.sqrt(len(own))),
                "seeds": len(own), "minutes": own["Seconds"].sum() / 60}
         )  # fmt: skip
     found = pd.DataFrame(rows)
