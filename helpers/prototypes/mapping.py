@@ -31,7 +31,7 @@ from helpers.prototypes.receptive_field import ReceptiveField
 
 REDUCTIONS = ("max", "sum", "mean")
 DRAWN = 0.95  # ProtoPNet draws a box around the pixels from this quantile of the up-sampled map upwards
-IN_CACHE = 2**18  # pixels of maps that are worked on together: they pass through a core's own cache again and again
+IN_CACHE = 2**18  # pixels of maps that a CPU works on together: they pass through a core's own cache again and again
 AT_ONCE = 256  # maps that are held while their centroids are taken
 
 
@@ -179,7 +179,7 @@ def _spread(similarity: Tensor, windows: Windows, reduce: str) -> Tensor:
             here = bands[..., reach]
             torch.maximum(here, s[..., j, None] * columns[j, reach], out=here)
         heat = s.new_zeros(*s.shape[:2], *windows.seen.shape)
-        some = max(1, IN_CACHE // windows.seen.numel())
+        some = max(1, IN_CACHE // windows.seen.numel() if s.device.type == "cpu" else s[..., 0, 0].numel())
         scratch = s.new_empty(some, *windows.seen.shape)
         for maps, own in zip(heat.flatten(0, 1).split(some), bands.flatten(0, 1).split(some), strict=True):
             for i, reach in enumerate(windows.reach[0]):
