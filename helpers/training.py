@@ -67,7 +67,8 @@ class Plateau:
 
 
 def fabric(device: runtime.Device = "auto", precision: Precision = "auto", devices: int = 1) -> Fabric:
-    """A Fabric on ``device``. ``auto`` precision is bfloat16 autocast where the hardware has it, else float32.
+    """A Fabric on ``device``. ``auto`` precision is bfloat16 autocast where it is faster (`runtime.fast_dtype`), else
+    float32.
 
     Several ``devices`` are one process each: what trains is a function of the Fabric, ``fabric.launch(function, ...)``,
     in a script as in a notebook and under ``torchrun``.

@@ -2,19 +2,22 @@
 bench`. The bounds are asserted."""
 
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 from receptive_reference import network, walked
 
-from helpers import runtime
+from helpers import runtime, training
+from helpers.prototypes import optimisation
 from helpers.prototypes.backbones import aliases, hollow
 from helpers.prototypes.mapping import pixel_map
 from helpers.prototypes.models import build
-from helpers.prototypes.presets import Model
+from helpers.prototypes.presets import Model, PrototypesStudy
 from helpers.prototypes.projection import push
 from helpers.prototypes.receptive_field import receptive_field, receptive_fields
+from helpers.prototypes.steps import training_loss
 from helpers.prototypes.tracing import cut
 
 
@@ -51,6 +54,36 @@ def test_maps_of_ten_prototypes(compare, threads, backbone, stage, least):
     ratio = compare(f"10 pixel maps of {backbone}@{stage}", plain, ours, rounds=9, clock=time.process_time)
     assert torch.allclose(found["ours"], found["plain"], rtol=0, atol=1e-5)
     assert ratio >= least
+
+
+def test_training(compare, threads):
+    """Images a second of the loop that trains, logs and judges, against a plain loop in PyTorch's own memory format.
+    The clock is that of the core."""
+    threads(1)
+    study, stream = PrototypesStudy(), runtime.generator(0, "images")
+    x, y = torch.rand(128, 3, 128, 128, generator=stream), torch.arange(128) % 10
+    batches = [(x[rows], y[rows]) for rows in torch.arange(128).split(32)]
+
+    def fresh():
+        model = build(study.model, 10, 128, 0)
+        return model, optimisation.make(study.optimizer, optimisation.groups(model, study.optimizer))
+
+    def plain():
+        model, optimizer = fresh()
+        loss = training_loss(study.loss, False, nullcontext)
+        for batch in batches:
+            optimizer.zero_grad()
+            loss(model.train(), batch)["loss"].backward()
+            optimizer.step()
+
+    def ours():
+        model, optimizer = fresh()
+        fabric = training.fabric("cpu", study.train.precision)
+        loss = training_loss(study.loss, False, fabric.autocast)
+        model = model.to(memory_format=torch.channels_last)
+        training.train(model, optimizer, loss, lambda _: batches, fabric=fabric, epochs=1, seed=0)
+
+    assert compare("training on 128 images", plain, ours, rounds=5, clock=time.process_time) >= 1.1
 
 
 def test_projection(compare, threads):

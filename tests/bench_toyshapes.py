@@ -67,17 +67,13 @@ def plain_training() -> float:
     return best
 
 
-needs_bfloat16 = pytest.mark.skipif(
-    runtime.fast_dtype(torch.device("cpu")) != torch.bfloat16, reason="this CPU does not multiply bfloat16 natively"
-)
-
-
-@needs_bfloat16
 def test_training(compare, threads):
+    """Three times the plain loop asks for a CPU with AMX, which trains in bfloat16; others gain by the layout alone."""
     threads(THREADS)
+    least = 3 if runtime.fast_dtype(torch.device("cpu")) == torch.bfloat16 else 1.3
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        assert compare("2 epochs of a PiNet, 2 threads", plain_training, our_training, rounds=3) >= 3
+        assert compare("2 epochs of a PiNet, 2 threads", plain_training, our_training, rounds=3) >= least
     finally:
         torch.use_deterministic_algorithms(False)
 

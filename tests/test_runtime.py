@@ -107,9 +107,9 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(hardware, nam
         runtime.device(name)
 
 
-def test_the_fast_type_is_what_the_hardware_multiplies(monkeypatch):
+def test_the_fast_type_is_what_the_hardware_multiplies_faster(monkeypatch):
     for there, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda there=there: there)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda there=there: there)
         assert runtime.fast_dtype(torch.device("cpu")) == dtype
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda there=there: there)
         assert runtime.fast_dtype(torch.device("cuda")) == dtype
