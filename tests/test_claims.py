@@ -120,6 +120,20 @@ def test_the_tables_show_ours_beside_the_released():
     assert "no ensemble" in str(tables.ensemble_rules(table[table.group != "ensemble"]))
 
 
+def test_precisions_are_compared_where_there_are_fits_of_both():
+    table = fits_like_the_released(n=8).assign(precision="32-true")
+    assert "No precisions" in str(tables.precisions(table))
+    low = table.seed % 2 == 0
+    table.loc[low, "precision"] = "bf16-mixed"
+    table.loc[low & (table.group == "soft"), "accuracy"] = 0.5
+    compared = tables.precisions(table)
+    assert list(compared.index) == [group for group in GROUPS if group != "ensemble"]
+    assert set(compared.fits) == {"4 | 4"}
+    assert compared.loc["pinet", "accuracy"].endswith("(p = 0.69)")
+    assert compared.loc["soft", "accuracy"].startswith("0.500 | ") and "(p = 0.02)" in compared.loc["soft", "accuracy"]
+    assert "No precisions" in str(tables.precisions(table[table.group == "ensemble"].drop(columns="precision")))
+
+
 def test_architectures_have_the_published_sizes():
     parameters = tables.architectures(ToyShapesStudy()).parameters
     assert (parameters["Grad-CAM"], parameters["PiNet"], parameters["PiNet Naive"]) == (297953, 105875, 488242)

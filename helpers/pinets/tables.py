@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
+from scipy.stats import mannwhitneyu
 
 from helpers.figures import Note
 from helpers.pinets import released
@@ -11,6 +12,7 @@ from helpers.pinets.fits import build
 from helpers.pinets.presets import ToyShapesStudy
 
 METRICS = ("accuracy", "naive_score", "optimal_score", "recursive", "shift")
+FEWEST = 3  # fits, where two sets of them are compared
 
 
 def architectures(study: ToyShapesStudy) -> pd.DataFrame:
@@ -40,6 +42,23 @@ def medians(table: pd.DataFrame) -> pd.DataFrame:
             row[metric] = f"{fits[metric].median():.3f}" + (f" ({reference[0]:.3f})" if reference else "")
         rows[group] = row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("ours (released)")
+
+
+def precisions(table: pd.DataFrame) -> pd.DataFrame | Note:
+    """Medians of the accepted single fits trained in bfloat16 | in float32, and the p of Mann and Whitney's two-sided
+    test that they come from one distribution; of groups with `FEWEST` or more of each."""
+    rows = {}
+    for group, fits in _accepted(table[table.group != "ensemble"]):
+        low, full = (fits[fits.precision == name] for name in ("bf16-mixed", "32-true"))
+        if min(len(low), len(full)) >= FEWEST:
+            rows[group] = {"fits": f"{len(low)} | {len(full)}"} | {
+                metric: f"{low[metric].median():.3f} | {full[metric].median():.3f} "
+                f"(p = {mannwhitneyu(low[metric], full[metric]).pvalue:.2f})"
+                for metric in METRICS
+            }
+    if not rows:
+        return Note(f"No precisions to compare: no group has {FEWEST} fits or more of each.")
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("bfloat16 | float32")
 
 
 def price_of_validation(table: pd.DataFrame) -> pd.DataFrame:
