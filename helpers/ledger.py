@@ -26,10 +26,12 @@ MIME = "application/vnd.sightline.ledger+json"
 Kind = Literal["paper", "released", "ours", "not verified"]
 """Where a reference comes from: printed in the paper, read off its released results, an earlier result of ours, or
 known by hearsay only (then no comparison with it can count as a reproduction)."""
+OWN = (None, "ours")  # kinds of a claim that nobody else published
 
-Verdict = Literal["reproduced", "differs", "not verified"]
-MARKS: dict[Verdict, str] = {"reproduced": "✓", "differs": "✗", "not verified": "·"}
-COLOURS: dict[Verdict, str] = {"reproduced": "#2f9e5b", "differs": "#d9480f", "not verified": "#868e96"}
+Verdict = Literal["reproduced", "differs", "holds", "fails", "not verified"]
+"""A published claim is reproduced or differs; one of our own, which has nothing to reproduce, holds or fails."""
+MARKS: dict[Verdict, str] = {"reproduced": "✓", "differs": "✗", "holds": "✓", "fails": "✗", "not verified": "·"}
+COLOURS: dict[str, str] = {"✓": "#2f9e5b", "✗": "#d9480f", "·": "#868e96"}
 
 Value = float | int | str | None
 
@@ -52,6 +54,10 @@ class Entry:
     rule: str
     verdict: Verdict
     where: str
+
+    @property
+    def own(self) -> bool:
+        return self.kind in OWN
 
     def line(self) -> str:
         """The one stable line of this claim."""
@@ -113,7 +119,10 @@ class Ledger:
 
         ours, spread = _measured(ours), _measured(spread)
         decided = holds is not None and ours is not None and kind != "not verified"
-        verdict: Verdict = ("reproduced" if holds else "differs") if decided else "not verified"
+        verdict: Verdict = "not verified"
+        if decided:
+            yes, no = ("holds", "fails") if kind in OWN else ("reproduced", "differs")
+            verdict = yes if holds else no
         entry = Entry(key, claim, _measured(reference), kind, ours, spread, unit, rule, verdict, where)
         self.entries.append(entry)
         print(entry.line())
@@ -139,7 +148,7 @@ class Ledger:
         value = _measured(ours)
         slack = tolerance + 1e-9 * max(1.0, abs(reference))  # 0.4 - 0.3 is a hair more than 0.1 in binary
         holds = abs(value - reference) <= slack if enough and value is not None else None
-        rule = f"within {_with_unit(tolerance, unit)} of the reference"
+        rule = f"within {_with_unit(tolerance, 'points' if unit == '%' else unit)} of the reference"
         return self.check(
             key,
             claim,
@@ -196,9 +205,12 @@ class Ledger:
 
 
 def summary(ledger: dict[str, Any]) -> str:
-    """``"9 of 11 reproduced"`` of a ledger's dictionary."""
-    verdicts = [entry["verdict"] for entry in ledger["entries"]]
-    return f"{verdicts.count('reproduced')} of {len(verdicts)} reproduced"
+    """``"9 of 11 reproduced"`` of a ledger's dictionary, and ``"2 of 3 of our own hold"`` where there are such."""
+    entries = [Entry(**entry) for entry in ledger["entries"]]
+    published, own = ([e.verdict for e in entries if e.own is ours] for ours in (False, True))
+    parts = [f"{published.count('reproduced')} of {len(published)} reproduced"] if published or not own else []
+    parts += [f"{own.count('holds')} of {len(own)} of our own hold"] if own else []
+    return ", ".join(parts)
 
 
 def table(ledger: dict[str, Any]) -> str:
@@ -221,7 +233,7 @@ def _row(entry: Entry) -> str:
     cells = [
         html.escape(text) for text in (entry.claim, entry.reference_text() or "none", entry.ours_text(), entry.rule)
     ]
-    mark = f'<b style="color:{COLOURS[entry.verdict]}">{MARKS[entry.verdict]} {entry.verdict}</b>'
+    mark = f'<b style="color:{COLOURS[MARKS[entry.verdict]]}">{MARKS[entry.verdict]} {entry.verdict}</b>'
     cells += [mark, html.escape(entry.where)]
     return "<tr>" + "".join(f'<td style="text-align:left">{cell}</td>' for cell in cells) + "</tr>"
 

@@ -49,15 +49,37 @@ def test_agreement_with_hearsay_is_no_reproduction(ledger):
 @pytest.mark.parametrize(
     ("values", "verdict"),
     [
-        ((0.1, 0.2, 0.3), "reproduced"),
-        ((0.1, 0.3, 0.2), "differs"),
-        ((0.1, 0.1, 0.2), "differs"),
+        ((0.1, 0.2, 0.3), "holds"),
+        ((0.1, 0.3, 0.2), "fails"),
+        ((0.1, 0.1, 0.2), "fails"),
         ((0.1, None, 0.3), "not verified"),
     ],
 )
 def test_ordered_wants_strictly_increasing_values(ledger, values, verdict):
     entry = ledger.ordered("order", "it grows", list(zip("abc", values, strict=True)), where="1")
     assert (entry.verdict, entry.rule) == (verdict, "a < b < c")
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdicts"),
+    [("paper", ("reproduced", "differs")), ("released", ("reproduced", "differs")), ("ours", ("holds", "fails"))],
+)
+def test_what_nobody_else_published_is_not_reproduced_but_holds(ledger, kind, verdicts):
+    for holds, verdict in zip((True, False), verdicts, strict=True):
+        entry = ledger.check(verdict, "c", ours=1, rule="r", holds=holds, where="1", reference=1, kind=kind)
+        assert entry.verdict == verdict
+
+
+def test_published_and_own_claims_are_counted_apart(ledger):
+    assert ledger.summary() == "0 of 0 reproduced"
+    ledger.check("own", "a claim", ours=1, rule="r", holds=True, where="1")
+    assert ledger.summary() == "1 of 1 of our own hold"
+    within(ledger, 0.7)
+    assert ledger.summary() == "0 of 1 reproduced, 1 of 1 of our own hold"
+
+
+def test_percentages_differ_by_points(ledger):
+    assert within(ledger, 40.0, reference=30.0, tolerance=15, unit="%").rule == "within 15 points of the reference"
 
 
 def test_one_line_a_claim_without_a_digit_of_ours(ledger, capsys):
@@ -93,8 +115,7 @@ def test_the_display_carries_every_entry_for_tools(ledger):
     ledger.check("b", "less than <b>half</b>", ours=3, rule="x < 4", holds=np.bool_(False), where="5")
     bundle = ledger.show()._repr_mimebundle_()
     carried = json.loads(json.dumps(bundle[MIME]))
-    assert [entry["verdict"] for entry in carried["entries"]] == ["reproduced", "differs"]
+    assert [entry["verdict"] for entry in carried["entries"]] == ["reproduced", "fails"]
     assert "0.9 ± 0.01 %" in bundle["text/html"]
     assert "&lt;b&gt;half" in bundle["text/html"]
-    assert bundle["text/plain"].startswith("toyshapes: 1 of 2 reproduced\n✓")
-    assert ledger.summary() == "1 of 2 reproduced"
+    assert bundle["text/plain"].startswith("toyshapes: 1 of 1 reproduced, 0 of 1 of our own hold\n✓")
