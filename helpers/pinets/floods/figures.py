@@ -74,7 +74,7 @@ def comparison(maps: Maps, chips: Sequence[str], models: Sequence[str]) -> Pictu
     for column, name in enumerate(chips):
         image, mask = maps.scene(name)
         known = mask != NO_DATA
-        show(axes[0, column], composite(image))
+        show(axes[0, column], composite(image), title=name)
         show(axes[1, column], paint(mask))
         axes[1, column].set_xlabel(f"{(mask == WATER).sum() / max(known.sum(), 1):.1%}", fontsize=9)
         for row, model in enumerate(models, 2):
@@ -113,7 +113,7 @@ def training_curves(side: Measured) -> Picture:
             ax.plot(course["epoch"][chosen], values[chosen], "o", color=COLOURS[kind], markersize=5)
     panels[0].set(xlabel="epoch", ylabel="pixels", yscale="log", title="Error of areas, validation")
     panels[1].set(xlabel="epoch", ylim=(0, 1), title="IoU of water, validation")
-    _kinds(figure, "line of a fit; the dot: chosen")
+    _kinds(figure, "a line a fit; the dot: the epoch that is kept")
     return figure
 
 
@@ -138,7 +138,7 @@ def areas(side: Measured) -> Picture:
         ax.plot(values["true"], values["predicted"], "o", color=COLOURS[kind], markersize=4, alpha=0.6)
         ax.set(title=LABELS[kind], xlabel="true area, % of the tile", box_aspect=1)
         ax.text(3, 93, f"mean error {report['mae_percent']:.1f} %", fontsize=9)
-    panels[0].set_ylabel("predicted area, %")
+    panels[0].set_ylabel("predicted area, % of the tile")
     return figure
 
 
