@@ -48,7 +48,7 @@ def plain_head(model):
 @pytest.mark.parametrize("name", ["prithvi", "galileo"])
 def test_cached_features_spare_the_encoder(name, compare, threads, tmp_path):
     """Prithvi's four blocks on tiles of 256 pixels, Galileo-nano's size on 128; random weights take the same time. The
-    clock is that of the core."""
+    clock is that of the core; 3.7 to 4.0 times are measured, and the rest is the head's own step (docs/floods.md)."""
     threads(1)
     statistics = np.zeros(6), np.ones(6)
     if name == "prithvi":
@@ -65,7 +65,7 @@ def test_cached_features_spare_the_encoder(name, compare, threads, tmp_path):
     cached = trainer(
         network(width, patch, 3, channels).to(memory_format=torch.channels_last), lambda: stored.features(rows), masks
     )
-    assert compare(f"{name}: a step on {TILES} tiles", each_step, cached, rounds=3, clock=time.process_time) > 2
+    assert compare(f"{name}: a step on {TILES} tiles", each_step, cached, rounds=3, clock=time.process_time) > 3
 
 
 FULL = """

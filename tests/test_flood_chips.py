@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from flood_small import CHIPS, IMAGES, LABELS, SIDE, chip, in_small, release, serving, tif
 
-from helpers import buckets, downloads
+from helpers import artifacts, buckets, downloads
 from helpers.config import ConfigError, data_config
-from helpers.data import flood_chips, sen1floods11, water_scenes
+from helpers.data import flood_chips, sen1floods11, water_multispectral, water_scenes
 from helpers.data.flood_chips import NO_DATA, WATER, Chips
 from helpers.downloads import DownloadError, Patience
 
@@ -281,6 +281,59 @@ def test_subsets_that_are_not_at_hand_say_so(tmp_path, monkeypatch):
             flood_chips.load(name)
     with pytest.raises(ConfigError, match="unknown data set"):
         flood_chips.load("sen1floods11/hand19")
+
+
+WATER_FILES = ("chips_0-1.npz", "chips_2-3.npz")
+HAND_FILES = ("chips/a.npz", "chips/b.npz", "test.txt")
+
+
+def write_subset(folder, name, bands=6):
+    """The files of a subset in small; returns their checksums as its YAML has them."""
+    image, mask = np.zeros((bands, SIDE, SIDE), np.int16), np.ones((SIDE, SIDE), np.int8)
+    (folder / "chips").mkdir(parents=True, exist_ok=True)
+    (folder / "test.txt").write_text("a b")
+    for file in HAND_FILES[:2]:
+        np.savez(folder / file, s2=image, label=mask)
+    for file in WATER_FILES:
+        np.savez(folder / file, image=np.stack([image] * 2), label=np.stack([mask] * 2))
+    files = WATER_FILES if name == "water_multispectral" else HAND_FILES
+    return {file: {"sha256": artifacts.sha256(folder / file)} for file in files}
+
+
+@pytest.fixture(params=["water_multispectral", "sen1floods11/hand18"])
+def subset(request, monkeypatch, tmp_path):
+    """(name, folder, facts) of a subset of a few chips, the last of which is in the last ``npz`` file."""
+    monkeypatch.setenv("SIGHTLINE_DATA", str(tmp_path))
+    name, facts = request.param, copy.deepcopy(data_config(request.param.split("/")[0]))
+    of = facts.get("subsets", {}).get("hand18", facts)
+    of |= {"folder": "here", "files": write_subset(tmp_path / "here", name)}
+    facts["side"] = SIDE
+    test = {"first": 0, "chips": 4} if name == "water_multispectral" else {"file": "test.txt", "chips": 2}
+    of["splits"] = {"test": test}
+    module = water_multispectral if name == "water_multispectral" else sen1floods11
+    monkeypatch.setattr(module, "data_config", lambda _: facts)
+    return name, tmp_path / "here", of
+
+
+def test_a_file_of_a_subset_that_is_cut_off_or_another_is_refused_by_name(subset):
+    name, folder, of = subset
+    chips = flood_chips.load(name)
+    assert (chips.pair(chips.split("test")[-1])[1] == WATER).all()
+    path = [folder / file for file in of["files"] if file.endswith(".npz")][-1]
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], whole.replace(b"label", b"lapel"), b"<html>no such file</html>"):
+        path.write_bytes(content)
+        with pytest.raises(DownloadError, match=f"{path.name} is not the file it should be(.|\n)*by hand"):
+            flood_chips.load(name)
+
+
+def test_a_chip_of_a_subset_that_lacks_a_band_is_refused_by_name(subset):
+    name, folder, of = subset
+    of["files"] = write_subset(folder, name, bands=5)
+    chips = flood_chips.load(name)
+    last = chips.split("test")[-1]
+    with pytest.raises(DownloadError, match=rf"the image of {last} is \(5, 32, 32\), not 6 bands"):
+        chips.pair(last)
 
 
 # ------------------------------------------------------------------------------------------------ drawn scenes

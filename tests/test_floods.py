@@ -3,11 +3,13 @@
 import copy
 import io
 import math
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from flood_small import in_small, release, serving
+from flood_small import in_small, release, run_cells, serving
 from torch import nn
 
 from helpers import artifacts, downloads, runtime, training
@@ -532,28 +534,137 @@ def test_unknown_settings_are_refused_by_name():
         fits.geometry(FloodsStudy().override({"data.tile": 24}))
 
 
-def test_the_paper_preset_runs_end_to_end_from_a_bucket_and_a_hub(tiny, tmp_path, monkeypatch):
-    """The published network in small, downloaded, trained under both rules, tested on test and Bolivia."""
+SMALL = {"data.tile": 16, "channels": 4, "training.epochs": 1, "training.batch_size": 4}
+
+
+@pytest.fixture
+def at_a_distance(tiny, tmp_path, monkeypatch):
+    """The published data and encoder in small, in a bucket and on a hub; nothing is at hand."""
     facts = copy.deepcopy(data_config("sen1floods11"))
     in_small(facts)
     monkeypatch.setattr(sen1floods11, "data_config", lambda name: facts)
     monkeypatch.setenv("SIGHTLINE_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("PATH", str(tmp_path))  # no gsutil
     release(tmp_path / "bucket")
-    own = published("paper").override(
-        {"out": str(tmp_path / "out"), "retrain": True, "data.tile": 16, "channels": 4, "seeds": 1, "budgets": (),
-         "training.epochs": 1, "training.batch_size": 4, "device": "cpu"}
-    )  # fmt: skip
     name = "ibm-nasa-geospatial/Prithvi-EO-1.0-100M/Prithvi_EO_V1_100M.pt"
     with serving(tmp_path / "bucket", {name: saved(tiny)}) as (_, url):
         monkeypatch.setenv("SIGHTLINE_BUCKET_ENDPOINT", url)
         monkeypatch.setenv("HF_ENDPOINT", url)
-        records = study.collect(own)
+        yield
+
+
+def test_the_paper_preset_runs_end_to_end_from_a_bucket_and_a_hub(at_a_distance, tmp_path):
+    """The published network in small, downloaded, trained under both rules, tested on test and Bolivia."""
+    changes = {"out": str(tmp_path / "out"), "retrain": True, "seeds": 1, "budgets": (), "device": "cpu"}
+    own = published("paper").override(changes | SMALL)
+    records = study.collect(own)
     table = study.frame(records)
     assert set(table.test) == {"test", "bolivia"} and set(table.tiles) == {4}
     assert set(table.rules) == {"corrected", "released"} and len(records) == 4
     assert "Prithvi-EO-1.0-100M" in set(table.encoder)
     assert set(study.baselines(own)) == {"test", "bolivia"}
     ledger = Ledger("floods")
-    claims.check_published(ledger, table, "5")
+    claims.check_published(ledger, study.Measured(own, records), "5")
     assert [entry.verdict for entry in ledger.entries] == ["differs", "differs"], "measured, far off"
+
+
+@pytest.mark.parametrize("preset", ["paper", "bundle"])
+def test_the_notebook_shows_the_published_data_where_they_were_trained_on(preset, at_a_distance, tmp_path):
+    """From the download to the explorer; "bundle" has no fits under the corrected rules."""
+    parameters = {"PRESET": preset, "RETRAIN": True, "OUT": str(tmp_path / "out"), "DEVICE": "cpu", "SEEDS": 1}
+    names = run_cells(parameters | {"BUDGETS": [], "OVERRIDES": SMALL})
+    assert names["real"] is names["own"] and names["maps"].shown == ("USA_5",)
+    assert set(names["real"].table.data) == {"sen1floods11"}
+    shown = tables.measures(names["real"])
+    assert list(shown.index.get_level_values("model")) == ["PiNet", "SegNet", "MNDWI > 0"] * 2
+    rules = names["settings"].rules
+    lines = names["figures"].training_curves(names["own"]).axes[0].lines
+    assert len(lines) == 4, f"a line and a dot of both kinds under the {rules[0]} rules"
+    verdicts = {entry.key: entry.verdict for entry in names["ledger"].entries}
+    assert verdicts["areas"] == "reproduced"
+    assert verdicts["published-pinet"] == "differs", "measured, far off"
+    orders = [key for key in verdicts if "sen1floods11, Prithvi" in key]
+    assert len(orders) == 5 and {verdicts[key] for key in orders} == {"not verified"}, "one seed decides nothing"
+
+
+def test_the_notebook_shows_real_chips_as_they_are_shipped(capsys):
+    """Their maps may not be given away: those of drawn scenes are shown."""
+    names = run_cells({"PRESET": "water"})
+    assert names["real"] is names["own"] and names["maps"].study == published("scenes")
+    assert "the pictures are of water_scenes" in capsys.readouterr().out
+    assert set(names["own"].table.rules) == {"corrected", "released"}
+
+
+# ---------------------------------------------------------------------------------------------------- claims
+
+
+def side(pinet, segnet, index=0.5, **changes):
+    """The fits of two kinds, all measures of a seed alike."""
+    rows = [
+        {"rules": "corrected", "test": "test", "kind": kind, "masks": masks, "seed": seed, "label": kind}
+        | dict.fromkeys(("mae_percent", "iou_water", "tdr_water", "tdr_dry"), value)
+        for kind, masks, values in (("pinet", 0, pinet), ("segnet", 100, segnet))
+        for seed, value in enumerate(values)
+    ]
+    own = published("scenes").override(changes)
+    return SimpleNamespace(study=own, table=pd.DataFrame(rows), baselines={"test": {"iou_water": index}})
+
+
+@pytest.mark.parametrize(
+    ("pinet", "segnet", "verdict", "count"),
+    [
+        ([0.1, 0.5, 0.3], [0.2, 0.6, 0.4], "reproduced", "in 3 of 3 seeds"),  # though the groups overlap
+        ([0.2, 0.6, 0.4], [0.1, 0.5, 0.3], "differs", "in 0 of 3 seeds"),
+        ([0.1, 0.1, 0.31], [0.9, 0.9, 0.3], "not verified", "in 2 of 3 seeds"),  # though the means are far apart
+        ([0.1, 0.1, 0.3], [0.9, 0.9, 0.3], "not verified", "in 2 of 3 seeds"),
+        ([0.3, 0.3, 0.3], [0.3, 0.3, 0.3], "not verified", "in 0 of 3 seeds"),
+        ([0.1, 0.2], [0.3, 0.4], "not verified", "in 2 of 2 seeds"),
+        ([0.1, 0.2, 0.3, 0.9], [0.2, 0.3, 0.4], "reproduced", "in 3 of 3 seeds"),  # the fourth has no partner
+    ],
+)  # fmt: skip
+def test_an_order_has_to_hold_in_every_seed_or_be_reversed_in_every_one(pinet, segnet, verdict, count):
+    claims.check_orders(ledger := Ledger("floods"), side(pinet, segnet), "5")
+    found = {entry.key.split("-water_scenes")[0]: entry for entry in ledger.entries}
+    assert found["iou-order"].verdict == found["area-order"].verdict == verdict
+    assert found["iou-order"].ours.endswith(count)
+    other = {"reproduced": "differs", "differs": "reproduced"}.get(verdict, verdict)
+    assert found["tdr-dry"].verdict == other, "asked the other way round"
+
+
+def test_what_is_told_of_an_order_are_means_with_their_spread():
+    claims.check_orders(ledger := Ledger("floods"), side([5.0, 6.0, 7.0], [8.0, 8.0, 8.0]), "5")
+    assert ledger.entries[0].ours == "PiNet 6 ± 1, SegNet 8; in 3 of 3 seeds"
+    claims.check_orders(ledger := Ledger("floods"), side([5.0], []), "5")
+    assert {entry.ours for entry in ledger.entries} == {None}
+
+
+@pytest.mark.parametrize(
+    ("fits", "verdict"), [([0.6, 0.7, 0.51], "reproduced"), ([0.6, 0.7, 0.49], "not verified"), ([0.1] * 3, "differs")]
+)
+def test_every_fit_has_to_beat_the_index(fits, verdict):
+    claims.check_baseline(ledger := Ledger("floods"), side(fits, []), "5")
+    assert ledger.entries[0].verdict == verdict and "MNDWI > 0 0.5, PiNet" in ledger.entries[0].ours
+
+
+def test_a_budget_is_asked_of_studies_that_have_one():
+    claims.check_budget(ledger := Ledger("floods"), side([], []), "5")
+    assert ledger.entries == []
+    few = side([0.4, 0.5, 0.6], [0.3, 0.4, 0.5], budgets=(25, 5))
+    few.table["masks"] = 5
+    claims.check_budget(ledger, few, "5")
+    assert ledger.entries[0].verdict == "reproduced" and "SegNet, 5 % 0.4 ± 0.1" in ledger.entries[0].ours
+
+
+def test_the_published_numbers_change_as_published():
+    """Spec section 6.5, the last row."""
+    last = tables.rules().iloc[-1]
+    assert last.name[-1] == "relative change, %"
+    assert last.tolist() == ["", "-57.0", "-22.9", "+0.6", "-11.3", "+2.0"]
+
+
+def test_a_run_stands_on_its_own_side_and_the_other_is_as_shipped(monkeypatch):
+    monkeypatch.setattr(study, "collect", lambda own: [own.preset])
+    for preset, place in (("scenes", 0), ("quick", 0), ("water", 1), ("paper", 1)):
+        own = study.Measured(published(preset).override({"seed": 7}), [])
+        sides = own.sides()
+        assert sides[place] is own and sides[1 - place].study == published("scenes" if place else "water")

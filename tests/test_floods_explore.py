@@ -1,6 +1,7 @@
 """The floods explorer: what is chosen is what is shown, by hand and from code; pictures that are shipped, and made."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +11,13 @@ from PIL import Image
 from helpers import artifacts, config, figures
 from helpers.artifacts import ArtifactError
 from helpers.config import ConfigError
+from helpers.data.flood_chips import Chips
 from helpers.figures import png
 from helpers.pinets.floods import figures as own_figures
 from helpers.pinets.floods import fits, maps, publish, study
 from helpers.pinets.floods.explore import Explorer, readout, table
 from helpers.pinets.floods.fits import Member
-from helpers.pinets.floods.maps import Maps
+from helpers.pinets.floods.maps import Maps, NoMaps
 from helpers.pinets.floods.presets import published
 
 __all__ = ["browser"]  # a fixture
@@ -118,8 +120,8 @@ def test_shipped_maps_are_read_where_nothing_vouches_for_more(quick, tmp_path, m
     """Published as drawn scenes are: records, two heads and maps; and what was changed afterwards is refused."""
     monkeypatch.setattr(config, "ROOT", tmp_path)
     monkeypatch.setattr(maps, "SHOWN", ("test-000", "test-001"))
-    monkeypatch.setattr(maps, "SHIPPED", ("pinet-000", "segnet-100"))
-    study.baselines(quick.override({"retrain": True}))
+    baseline = fits.working_folder(quick) / "results" / f"{study.baseline_name(quick)}.json"
+    baseline.unlink(missing_ok=True)  # else publishing would not be the first to ask for it
     names = publish.publish([quick])
     assert len(names) == 3 and artifacts.verify_tree(tmp_path)[0] == []
     shipped = Maps(quick.override({"out": ""}))
@@ -137,7 +139,6 @@ def test_shipped_maps_are_read_where_nothing_vouches_for_more(quick, tmp_path, m
 def test_weights_of_real_chips_are_not_shipped(quick, tmp_path, monkeypatch):
     monkeypatch.setattr(config, "ROOT", tmp_path)
     monkeypatch.setattr(publish, "DRAWN", "something else")
-    study.baselines(quick.override({"retrain": True}))
     publish.publish([quick])
     kept = [path.name for path in tmp_path.rglob("*") if path.suffix in (".safetensors", ".png")]
     assert kept == []
@@ -145,8 +146,29 @@ def test_weights_of_real_chips_are_not_shipped(quick, tmp_path, monkeypatch):
 
 def test_without_maps_it_is_said_what_to_take(quick, tmp_path):
     (tmp_path / "results").mkdir()
-    with pytest.raises(ArtifactError, match='PRESET="scenes"'):
+    with pytest.raises(NoMaps, match='PRESET="scenes"'):
         Explorer(quick.override({"out": str(tmp_path)}))
+
+
+def test_where_there_are_no_maps_those_of_drawn_scenes_are_shown_and_it_is_said(quick, tmp_path, capsys):
+    (tmp_path / "results").mkdir()
+    real = published("water").override({"out": str(tmp_path)})
+    assert maps.pictured(real, quick).study == quick
+    assert "no maps of water_multispectral: the pictures are of water_scenes" in capsys.readouterr().out
+    assert maps.pictured(quick, real).study == quick and not capsys.readouterr().out
+    with pytest.raises(NoMaps):
+        maps.pictured(real, real)
+
+
+def test_of_the_published_data_the_chips_of_the_published_figure_are_shown():
+    names = tuple(f"chip-{row}" for row in range(90))
+    tiles = SimpleNamespace(chips=Chips("sen1floods11", 512, {"test": names}, None, ""))
+    of = SimpleNamespace(study=published("paper"), chips=names, tiles=lambda: tiles)
+    assert Maps.shown.fget(of) == ("chip-33", "chip-11", "chip-20", "chip-27", "chip-63", "chip-84")
+    of.chips = names[:30]
+    assert Maps.shown.fget(of) == ("chip-11", "chip-20", "chip-27"), "those that there are maps of"
+    of.study = published("water")
+    assert Maps.shown.fget(of) == names[:6]
 
 
 def test_a_map_of_several_tiles_is_put_together_in_their_order(quick):
@@ -164,8 +186,7 @@ def label_of(share):
 
 
 def test_figures_are_drawn_and_say_what_they_show(quick):
-    records = study.collect(quick)
-    of = study.frame(records)
+    side = study.Measured(quick, study.collect(quick))
     shown = Maps(quick)
     image, mask = shown.scene(shown.chips[0])
     classes = np.array([[-1, 0, 1]])
@@ -176,11 +197,13 @@ def test_figures_are_drawn_and_say_what_they_show(quick):
     comparison = own_figures.comparison(shown, shown.chips[:2], list(shown.models))
     share = (mask == 1).sum() / (mask >= 0).sum()
     assert f"{share:.1%}" in [ax.get_xlabel() for ax in comparison.axes]
-    budget = own_figures.label_budget(of, "test", 0.5)
+    budget = own_figures.label_budget(side)
     dots = [line for line in budget.axes[0].lines if line.get_marker() == "o"]
-    assert sorted(float(y) for line in dots for y in line.get_ydata()) == sorted(of.iou_water)
-    drawn = [own_figures.chip(image, mask), own_figures.areas(records, "test", 128), comparison, budget]
-    for figure in [*drawn, own_figures.training_curves(records)]:
+    assert sorted(float(y) for line in dots for y in line.get_ydata()) == sorted(side.table.iou_water)
+    index = side.baselines["test"]["iou_water"]
+    assert any(list(line.get_ydata()) == [index, index] for line in budget.axes[0].lines)
+    drawn = [own_figures.chip(image, mask), own_figures.areas(side), comparison, budget]
+    for figure in [*drawn, own_figures.training_curves(side)]:
         assert isinstance(figure, figures.Picture) and png(figure)
 
 

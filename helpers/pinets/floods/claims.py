@@ -1,7 +1,8 @@
-"""The claims about floods, each with its rule, entered into a ledger. The rules were fixed before our fits.
+"""The claims about floods, each with its rule, entered into a ledger.
 
 The published numbers are of Sen1Floods11 with Prithvi. Orders between PiNet and SegNet are also asked of other data and
-another encoder, and say so; the numbers themselves are compared on the published data alone.
+another encoder, and say so; the numbers themselves are compared on the published data alone. An order is asked of pairs
+of fits with the same seed, which begin with the same weights.
 """
 
 from __future__ import annotations
@@ -11,33 +12,57 @@ import pandas as pd
 import torch
 
 from helpers.data.flood_chips import NO_DATA
-from helpers.ledger import Ledger
-from helpers.pinets.floods import encoders, released
+from helpers.ledger import Entry, Kind, Ledger, Value, number
+from helpers.pinets.floods import encoders, released, tables
 from helpers.pinets.floods.head import Head
 from helpers.pinets.floods.maps import Maps
 from helpers.pinets.floods.presets import LABELS, FloodsStudy
-from helpers.pinets.floods.tables import count
+from helpers.pinets.floods.study import Measured
 
-MIN_FITS = 3  # of a kind, fewer decide nothing
+MIN_SEEDS = 3  # that two groups share, fewer decide nothing
 WITHIN = 0.25  # of the published error of areas; one seed was published, whose spread is not known
 ROUNDED = 0.5 / 255  # of a share of water, in a shipped map
 
 
-class Means:
-    """Means over the seeds of the fits under the corrected rules on one test; None where there are none."""
+def values(side: Measured, kind: str, masks: int, key: str) -> pd.Series:
+    """A measure by seed, of the fits of one group under the first of the study's rules, on the first of its tests."""
+    own = tables.first(side)
+    own = own[(own.kind == kind) & (own.masks == masks)]
+    return own.set_index("seed")[key].dropna().astype(float).rename(LABELS[kind])
 
-    def __init__(self, table: pd.DataFrame, test: str):
-        self.fits = table[(table.rules == "corrected") & (table.test == test)]
 
-    def of(self, kind: str, masks: int, key: str) -> float | None:
-        values = self._values(kind, masks, key)
-        return float(values.mean()) if len(values) else None
+def ordered(
+    ledger: Ledger,
+    key: str,
+    claim: str,
+    small: pd.Series,
+    large: pd.Series,
+    *,
+    where: str,
+    reference: Value = None,
+    kind: Kind | None = None,
+) -> Entry:
+    """Enter that ``small`` lies below ``large``, two named series of `values`, in every seed that they share. Reversed
+    in every seed it differs; where seeds disagree, or are fewer than `MIN_SEEDS`, it is not verified."""
+    gaps = (large - small).dropna()
+    below, above = (gaps > 0).all(), (gaps < 0).all()
+    told = ", ".join(_told(series[gaps.index]) for series in (small, large))
+    return ledger.check(
+        key,
+        claim,
+        ours=f"{told}; in {(gaps > 0).sum()} of {len(gaps)} seeds" if len(gaps) else None,
+        reference=reference,
+        kind=kind,
+        rule=f"{small.name} < {large.name} in every seed, of {MIN_SEEDS} or more; reversed in every seed: differs",
+        holds=bool(below) if len(gaps) >= MIN_SEEDS and (below or above) else None,
+        where=where,
+    )
 
-    def enough(self, *groups: tuple[str, int]) -> bool:
-        return all(len(self._values(*group, "mae")) >= MIN_FITS for group in groups)
 
-    def _values(self, kind: str, masks: int, key: str) -> pd.Series:
-        return self.fits[(self.fits.kind == kind) & (self.fits.masks == masks)][key].dropna()
+def _told(series: pd.Series) -> str:
+    """``PiNet 5.62 ± 0.41``: name, mean and sd over the seeds; the value alone of what does not depend on a seed."""
+    spread = f" ± {number(float(series.std()))}" if series.nunique() > 1 else ""
+    return f"{series.name} {number(float(series.mean()))}{spread}"
 
 
 def check_parameters(ledger: Ledger, where: str) -> None:
@@ -47,9 +72,9 @@ def check_parameters(ledger: Ledger, where: str) -> None:
         upernet, upsampler = Head(facts["width"], facts["patch"], classes=3)
         encoder = encoders.prithvi(np.zeros(6), np.ones(6))
     sizes = {
-        "encoder, 4 blocks": count(encoder),
-        "UperNet": count(upernet),
-        "upsampler": count(upsampler),
+        "encoder, 4 blocks": tables.count(encoder),
+        "UperNet": tables.count(upernet),
+        "upsampler": tables.count(upsampler),
     }
     ledger.check(
         "parameters",
@@ -88,58 +113,68 @@ def check_areas(ledger: Ledger, maps: Maps, records: list[dict], where: str) -> 
 
 
 def title(study: FloodsStudy) -> str:
-    """The data and the encoder of a study, in words."""
-    return f"{study.data.name}, {encoders.LABELS[study.encoder]}"
+    """The data and the encoder of a study, in words, and its rules where they are not the corrected ones."""
+    rules = "" if study.rules[0] == "corrected" else f", {study.rules[0]} rules"
+    return f"{study.data.name}, {encoders.LABELS[study.encoder]}{rules}"
 
 
-def check_orders(ledger: Ledger, table: pd.DataFrame, study: FloodsStudy, where: str) -> None:
-    """What the published numbers say of the two models beside each other, on the data of ``study``."""
-    means, name = Means(table, study.data.tests[0]), title(study)
-    enough = means.enough(("pinet", 0), ("segnet", 100))
-    groups = {"pinet": ("pinet", 0), "segnet": ("segnet", 100)}
+ORDERS = (
+    ("area-order", "PiNet, taught by areas alone, is the better at areas", "mae_percent", ("pinet", "segnet")),
+    ("iou-order", "SegNet, taught by masks, is the better at where the water is", "iou_water", ("pinet", "segnet")),
+    ("tdr-water", "SegNet finds more of the water", "tdr_water", ("pinet", "segnet")),
+    ("tdr-dry", "PiNet leaves more of the dry land alone", "tdr_dry", ("segnet", "pinet")),
+)
+"""Key, claim, measure, and the kind with less of it before the one with more."""
 
-    def ordered(key: str, claim: str, measure: str, small: str, large: str, percent: bool = False) -> None:
-        values = [(LABELS[kind], means.of(*groups[kind], measure)) for kind in (small, large)]
+
+def check_orders(ledger: Ledger, side: Measured, where: str) -> None:
+    """What the published numbers say of the two models beside each other, on the data of ``side``."""
+    masks, name = {"pinet": 0, "segnet": 100}, title(side.study)
+    for key, claim, measure, kinds in ORDERS:
         published = {"mae_percent": "released_mae", "iou_water": "released_iou_water"}.get(measure, measure)
-        reference = " < ".join(f"{LABELS[kind]} {released.TABLE[kind][published]:g}" for kind in (small, large))
-        ledger.ordered(f"{key}-{name}", f"{name}: {claim}", values, reference=reference, kind=released.KIND,
-                       where=where, enough=enough)  # fmt: skip
-
-    ordered("area-order", "PiNet, taught by areas alone, is the better at areas", "mae_percent", "pinet", "segnet")
-    ordered("iou-order", "SegNet, taught by masks, is the better at where the water is", "iou_water", "pinet", "segnet")
-    ordered("tdr-water", "SegNet finds more of the water", "tdr_water", "pinet", "segnet")
-    ordered("tdr-dry", "PiNet leaves more of the dry land alone", "tdr_dry", "segnet", "pinet")
-
-
-def check_budget(ledger: Ledger, table: pd.DataFrame, study: FloodsStudy, where: str) -> None:
-    """Ours: what areas add to a few masks, the smallest budget of the study; nothing where it has none."""
-    means, name = Means(table, study.data.tests[0]), title(study)
-    for share in sorted(study.budgets)[:1]:
-        values = [(f"{LABELS[kind]}, {share} %", means.of(kind, share, "iou_water")) for kind in ("segnet", "pinet")]
-        ledger.ordered(
-            f"budget-{name}",
-            f"{name}: with {share} % of the masks, areas of all tiles make better maps (IoU of water)",
-            values,
+        ordered(
+            ledger,
+            f"{key}-{name}",
+            f"{name}: {claim}",
+            *(values(side, kind, masks[kind], measure) for kind in kinds),
+            reference=" < ".join(f"{LABELS[kind]} {released.TABLE[kind][published]:g}" for kind in kinds),
+            kind=released.KIND,
             where=where,
-            enough=means.enough(("pinet", share), ("segnet", share)),
         )
 
 
-def check_baseline(ledger: Ledger, table: pd.DataFrame, study: FloodsStudy, index: float, where: str) -> None:
-    """Ours: is a map learned from areas better than a rule that needs no learning, whose IoU of water is ``index``?"""
-    means, name = Means(table, study.data.tests[0]), title(study)
-    ledger.ordered(
+def check_budget(ledger: Ledger, side: Measured, where: str) -> None:
+    """Ours: what areas add to a few masks, the smallest budget of the study; nothing where it has none."""
+    name = title(side.study)
+    for share in sorted(side.study.budgets)[:1]:
+        groups = (values(side, kind, share, "iou_water") for kind in ("segnet", "pinet"))
+        ordered(
+            ledger,
+            f"budget-{name}",
+            f"{name}: with {share} % of the masks, areas of all tiles make better maps (IoU of water)",
+            *(group.rename(f"{group.name}, {share} %") for group in groups),
+            where=where,
+        )
+
+
+def check_baseline(ledger: Ledger, side: Measured, where: str) -> None:
+    """Ours: is a map learned from areas better, in every fit, than a rule that needs no learning?"""
+    pinet, name = values(side, "pinet", 0, "iou_water"), title(side.study)
+    index = side.baselines[side.study.data.tests[0]]["iou_water"]
+    ordered(
+        ledger,
         f"baseline-{name}",
         f"{name}: the map learned from areas alone beats the water index (IoU of water)",
-        [("MNDWI > 0", index), ("PiNet", means.of("pinet", 0, "iou_water"))],
+        pd.Series(index, pinet.index, name=tables.INDEX, dtype=float),
+        pinet,
         where=where,
-        enough=means.enough(("pinet", 0)),
     )
 
 
-def check_published(ledger: Ledger, table: pd.DataFrame, where: str) -> None:
+def check_published(ledger: Ledger, side: Measured, where: str) -> None:
     """The published numbers, on the published data with the published encoder, under the released rules: not measured
     unless those were at hand."""
+    table = side.table
     own = table[(table.data == "sen1floods11") & (table.encoder == encoders.LABELS["prithvi"])]
     own = own[(own.rules == "released") & (own.test == "test")]
     for kind, masks in (("segnet", 100), ("pinet", 0)):

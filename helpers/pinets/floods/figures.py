@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 from matplotlib.patches import Patch
 
 from helpers.data.flood_chips import BANDS, DRY, NO_DATA, WATER
 from helpers.figures import BLACK, BLUE, GREY, LIGHT, ORANGE, Picture, picture, show, style
+from helpers.pinets.floods import tables
 from helpers.pinets.floods.maps import Maps
 from helpers.pinets.floods.presets import LABELS
+from helpers.pinets.floods.study import Measured
 
 TEAL = "#008080"
 COLOURS = {"pinet": BLUE, "segnet": ORANGE}
@@ -74,7 +74,7 @@ def comparison(maps: Maps, chips: Sequence[str], models: Sequence[str]) -> Pictu
     for column, name in enumerate(chips):
         image, mask = maps.scene(name)
         known = mask != NO_DATA
-        show(axes[0, column], composite(image))
+        show(axes[0, column], composite(image), title=name)
         show(axes[1, column], paint(mask))
         axes[1, column].set_xlabel(f"{(mask == WATER).sum() / max(known.sum(), 1):.1%}", fontsize=9)
         for row, model in enumerate(models, 2):
@@ -96,14 +96,14 @@ def _legend(figure: Picture) -> None:
 
 
 @style()
-def training_curves(records: Iterable[Mapping[str, Any]], rules: str = "corrected") -> Picture:
-    """The course of the fits without budgets: error of areas and micro-IoU of water on validation tiles, by epoch; a
-    dot where the checkpoint was chosen."""
+def training_curves(side: Measured) -> Picture:
+    """The course of the fits without budgets under the first of the rules: error of areas and micro-IoU of water on
+    validation tiles, by epoch; a dot where the checkpoint was chosen."""
     figure = picture(9, 3.4)
     panels = figure.subplots(1, 2)
-    for record in records:
-        _, _, own_rules, group, _ = record["name"].split("/")
-        if own_rules != rules or group not in ("pinet-000", "segnet-100"):
+    for record in side.records:
+        _, _, rules, group, _ = record["name"].split("/")
+        if rules != side.study.rules[0] or group not in ("pinet-000", "segnet-100"):
             continue
         kind, course = group.split("-")[0], record["training"]["history"]
         chosen = record["training"]["epoch"] - 1
@@ -113,39 +113,41 @@ def training_curves(records: Iterable[Mapping[str, Any]], rules: str = "correcte
             ax.plot(course["epoch"][chosen], values[chosen], "o", color=COLOURS[kind], markersize=5)
     panels[0].set(xlabel="epoch", ylabel="pixels", yscale="log", title="Error of areas, validation")
     panels[1].set(xlabel="epoch", ylim=(0, 1), title="IoU of water, validation")
-    _kinds(figure, "line of a fit; the dot: chosen")
+    _kinds(figure, "a line a fit; the dot: the epoch that is kept")
     return figure
 
 
 @style()
-def areas(records: Iterable[Mapping[str, Any]], test: str, side: int) -> Picture:
-    """Predicted against true area of water, a dot a tile, in percent of the tile: PiNet from areas alone and SegNet
-    from all masks, their first fit."""
+def areas(side: Measured) -> Picture:
+    """Predicted against true area of water on the first test, a dot a tile, in percent of the tile: PiNet from areas
+    alone and SegNet from all masks, their first fit under the first of the rules."""
+    test, pixels = side.study.data.tests[0], side.study.data.tile**2
     figure = picture(8.2, 4.1)
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     drawn: set[str] = set()
-    for record in records:
+    for record in side.records:
         _, _, rules, group, _ = record["name"].split("/")
         kind = {"pinet-000": "pinet", "segnet-100": "segnet"}.get(group)
-        if kind is None or kind in drawn or rules != "corrected" or test not in record["test"]:
+        if kind is None or kind in drawn or rules != side.study.rules[0]:
             continue
         drawn.add(kind)
         report = record["test"][test]
-        values = {name: np.array(areas) / side**2 * 100 for name, areas in report["areas"].items()}
+        values = {name: np.array(areas) / pixels * 100 for name, areas in report["areas"].items()}
         ax = panels[list(COLOURS).index(kind)]
         ax.plot([0, 100], [0, 100], color=LIGHT, linewidth=1, zorder=0)
         ax.plot(values["true"], values["predicted"], "o", color=COLOURS[kind], markersize=4, alpha=0.6)
         ax.set(title=LABELS[kind], xlabel="true area, % of the tile", box_aspect=1)
         ax.text(3, 93, f"mean error {report['mae_percent']:.1f} %", fontsize=9)
-    panels[0].set_ylabel("predicted area, %")
+    panels[0].set_ylabel("predicted area, % of the tile")
     return figure
 
 
 @style()
-def label_budget(table: pd.DataFrame, test: str, baseline: float | None = None) -> Picture:
-    """Quality by the percentage of masks, corrected rules: a dot a fit, a line through the means. At 0 % a SegNet has
-    nothing to learn from."""
-    own = table[(table.rules == "corrected") & (table.test == test)]
+def label_budget(side: Measured) -> Picture:
+    """Quality by the percentage of masks, under the first of the rules and on the first test: a dot a fit, a line
+    through the means. At 0 % a SegNet has nothing to learn from."""
+    own = tables.first(side)
+    baseline = side.baselines[side.study.data.tests[0]]["iou_water"]
     figure = picture(9, 3.6)
     panels = figure.subplots(1, 2)
     for kind, fits in own.groupby("kind"):
@@ -153,9 +155,9 @@ def label_budget(table: pd.DataFrame, test: str, baseline: float | None = None) 
             means = fits.groupby("masks")[key].mean()
             ax.plot(means.index, means.to_numpy(), color=COLOURS[kind], linewidth=1.5)
             ax.plot(fits.masks, fits[key], "o", color=COLOURS[kind], markersize=4.5, alpha=0.7)
-    if baseline is not None:
+    if baseline is not None:  # there is water to find
         panels[0].axhline(baseline, color=GREY, linestyle="--", linewidth=1)
-        panels[0].text(1, baseline - 0.02, "MNDWI > 0", va="top", fontsize=8.5, color=GREY)
+        panels[0].text(1, baseline - 0.02, tables.INDEX, va="top", fontsize=8.5, color=GREY)
     for ax, title in zip(panels, ("IoU of water", "Error of areas, % of a tile"), strict=True):
         ax.set(xlabel="tiles with a mask, %", title=title)
         ax.set_xscale("symlog", linthresh=5)

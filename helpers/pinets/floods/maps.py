@@ -17,7 +17,7 @@ from helpers import artifacts, runtime
 from helpers.config import ConfigError, suggest
 from helpers.data import flood_chips
 from helpers.data.flood_chips import WATER, Tiles
-from helpers.pinets.floods import evaluate, fits
+from helpers.pinets.floods import evaluate, fits, released
 from helpers.pinets.floods.fits import Member, members
 from helpers.pinets.floods.presets import LABELS, FloodsStudy
 from helpers.pinets.floods.study import Shelf, choose_shelf
@@ -25,12 +25,16 @@ from helpers.pinets.floods.study import Shelf, choose_shelf
 FOLDER = "maps"
 SHOWN = ("test-001", "test-002", "test-003", "test-004", "test-009", "test-011", "test-012", "test-013")
 """Chips whose maps are shipped: with and without water, clouds, shadows, the edge of a swath."""
-SHIPPED = ("pinet-000", "pinet-010", "segnet-010", "segnet-100")  # groups, of the first seed
+SHIPPED = ("pinet-000", "segnet-100")  # groups whose heads and maps are shipped, of the first seed
+
+
+class NoMaps(artifacts.ArtifactError):
+    """There are no maps of a study."""
 
 
 class Maps:
     """The maps of a study on a shelf. ``chips`` and ``models`` (by their label) are those that there are maps of.
-    Raises `ArtifactError` where there are none."""
+    Raises `NoMaps` where there are none."""
 
     def __init__(self, study: FloodsStudy, shelf: Shelf | None = None):
         self.study, self.shelf = study, shelf or choose_shelf(study)
@@ -45,10 +49,19 @@ class Maps:
             found = self.tiles().chips.split(study.data.tests[0])[: study.test_chips] if self.models else []
         self.chips = tuple(found) if self.models else ()
         if not self.chips:
-            raise artifacts.ArtifactError(
+            raise NoMaps(
                 f"no maps of {study.data.name} are in {self.shelf.results}, and no weights to make them: take "
                 'PRESET="scenes", or RETRAIN=True'
             )
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The chips of the published figure, where the data are its own; else the first six."""
+        study, found = self.study, ()
+        if (study.data.name, study.data.tests[0]) == ("sen1floods11", "test"):
+            listed = self.tiles().chips.split("test")
+            found = tuple(listed[row] for row in released.CHIPS if row < len(listed) and listed[row] in self.chips)
+        return found or self.chips[:6]
 
     def scene(self, chip: str) -> tuple[np.ndarray, np.ndarray]:
         """(int16 [6, side, side], int8 [side, side]). Raises `ConfigError` for a chip that has no maps."""
@@ -73,6 +86,19 @@ class Maps:
             return computed(member, self.shelf, chip)
         with Image.open(self.shelf.checked(self.shelf.results / map_name(member, chip))) as picture:
             return np.asarray(picture, np.float32) / 255
+
+
+def pictured(study: FloodsStudy, otherwise: FloodsStudy) -> Maps:
+    """The maps of ``study``; where there are none, as of real chips none may be shipped, those of ``otherwise``, and a
+    line that says so. Raises `NoMaps` if there are none of both."""
+    try:
+        return Maps(study)
+    except NoMaps:
+        if otherwise == study:
+            raise
+        found = Maps(otherwise)
+        print(f"There are no maps of {study.data.name}: the pictures are of {otherwise.data.name}.")
+        return found
 
 
 def computed(member: Member, shelf: Shelf, chip: str) -> np.ndarray:

@@ -10,14 +10,12 @@ import sys
 from collections.abc import Sequence
 
 from helpers import config, runtime
+from helpers.data.flood_chips import DRAWN
 from helpers.pinets.floods import maps
 from helpers.pinets.floods.fits import Member, members, working_folder
 from helpers.pinets.floods.presets import FloodsStudy, published
-from helpers.pinets.floods.study import BASELINE, Shelf, collect
+from helpers.pinets.floods.study import Shelf, baseline_name, baselines, collect
 from helpers.shelf import shipping
-
-DRAWN = "water_scenes"
-WEIGHTS = ("pinet-000", "segnet-100")  # groups whose heads are shipped, of the first seed
 
 
 def publish(studies: Sequence[FloodsStudy]) -> list[str]:
@@ -27,8 +25,10 @@ def publish(studies: Sequence[FloodsStudy]) -> list[str]:
     source, here = Shelf(out), {"retrain": False, "reevaluate": False, "out": str(out)}
     names = []
     for study in studies:
-        names += [record["name"] for record in collect(study.override(here))]
-        names.append(f"{study.data.name.replace('/', '-')}/{BASELINE}")
+        own = study.override(here)
+        names += [record["name"] for record in collect(own)]
+        baselines(own)
+        names.append(baseline_name(own))
     made = {
         "settings": {study.preset: study.provenance() for study in studies},
         "environment": runtime.environment(),
@@ -42,14 +42,14 @@ def publish(studies: Sequence[FloodsStudy]) -> list[str]:
 
 
 def _ship_maps(study: FloodsStudy, source: Shelf, new: Shelf) -> None:
-    """Weights and maps of a study of drawn scenes."""
+    """Heads and maps of a study of drawn scenes."""
     first: dict[str, Member] = {
         member.group: member
         for member in members(study)
         if member.seed == study.seed and member.rules == study.rules[0]
     }
-    new.take(source, weights=[first[group] for group in WEIGHTS])
-    for group in filter(first.__contains__, maps.SHIPPED):
+    new.take(source, weights=[first[group] for group in maps.SHIPPED])
+    for group in maps.SHIPPED:
         for chip in maps.SHOWN:
             maps.keep(first[group], source, chip, new.results)
 

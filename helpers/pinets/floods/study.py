@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
 from helpers import artifacts, records, runtime
+from helpers.data.flood_chips import DRAWN
 from helpers.pinets.floods import encoders, evaluate, fits
 from helpers.pinets.floods.fits import STUDY, Member, members, working_folder
-from helpers.pinets.floods.presets import LABELS, FloodsStudy
+from helpers.pinets.floods.presets import LABELS, FloodsStudy, published
 from helpers.pinets.models import PiNet
 from helpers.records import RecordShelf, rounded
 
@@ -87,13 +90,13 @@ def rounded_report(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def baselines(study: FloodsStudy) -> dict[str, dict[str, Any]]:
-    """The report of MNDWI above 0 on each test, by its name; computed in the working folder when training, else read.
-    Raises `ArtifactError` where it is missing or of other tests."""
+    """The report of MNDWI above 0 on each test, by its name. In a working folder it is computed if it is not there, or
+    with ``RETRAIN`` or ``REEVALUATE``; what is shipped is read. Raises `ArtifactError` where that is missing or of
+    other tests."""
     shelf = choose_shelf(study)
-    name = f"{study.data.name.replace('/', '-')}/{BASELINE}"
-    path = shelf.checked(shelf.results / f"{name}.json")
+    path = shelf.checked(shelf.results / f"{baseline_name(study)}.json")
     wanted = Member(study, study.rules[0], "pinet", 0, study.seed).wanted()["evaluation"]
-    if (study.retrain or study.reevaluate) and not shelf.shipped:
+    if not shelf.shipped and (study.retrain or study.reevaluate or not path.exists()):
         tests = {test: fits.test_tiles(study, test) for test in study.data.tests}
         found = {test: rounded_report(evaluate.baseline(tiles.batches(16))) for test, tiles in tests.items()}
         artifacts.save_json(path, {"evaluation": wanted, "test": found})
@@ -101,6 +104,40 @@ def baselines(study: FloodsStudy) -> dict[str, dict[str, Any]]:
     if told["evaluation"] != wanted:
         raise artifacts.ArtifactError(f"{path} is of other tests; RETRAIN=True makes it anew")
     return told["test"]
+
+
+def baseline_name(study: FloodsStudy) -> str:
+    """Where the baseline of a study lies among its records."""
+    return f"{study.data.name.replace('/', '-')}/{BASELINE}"
+
+
+# ------------------------------------------------------------------------------------------------ both sides
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A study and the records of its fits, as `collect` gives them."""
+
+    study: FloodsStudy
+    records: list[dict[str, Any]]
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The `frame` of the records."""
+        return frame(self.records)
+
+    @cached_property
+    def baselines(self) -> dict[str, dict[str, Any]]:
+        """The `baselines` of the study."""
+        return baselines(self.study)
+
+    def sides(self) -> tuple[Measured, Measured]:
+        """(of drawn scenes, of real chips): this one, and what is shipped in the place of the other. Raises what
+        `collect` raises."""
+        drawn = self.study.data.name == DRAWN
+        shipped = published("water" if drawn else "scenes")
+        other = Measured(shipped, collect(shipped))
+        return (self, other) if drawn else (other, self)
 
 
 # --------------------------------------------------------------------------------------------------- tables
