@@ -14,7 +14,6 @@ from helpers.pinets.floods.encoders import Name
 Kind = Literal["pinet", "segnet"]
 Rules = Literal["corrected", "released"]
 LABELS = {"pinet": "PiNet", "segnet": "SegNet"}
-EPOCHS = 48  # of the presets that are published here, at most
 
 
 class Data(Settings):
@@ -56,11 +55,11 @@ class FloodsStudy(Study):
         "water": {
             "encoder": "galileo_nano", "channels": 16, "data.name": "water_multispectral", "data.tile": 128,
             "data.tests": ("test", "sen1floods11/hand18:bolivia"),
-            "training.epochs": EPOCHS, "training.batch_size": 8, "budgets": (5, 25),
+            "training.batch_size": 8, "budgets": (5, 25),
         },
         "scenes": {
             "encoder": "galileo_nano", "channels": 16, "data.name": "water_scenes", "data.tile": 128,
-            "data.tests": ("test",), "training.epochs": EPOCHS, "training.batch_size": 8, "budgets": (),
+            "data.tests": ("test",), "training.batch_size": 8, "budgets": (),
         },
         "quick": {
             "encoder": "untrained", "channels": 8, "data.name": "water_scenes", "data.tile": 64, "data.chips": 12,
