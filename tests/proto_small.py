@@ -65,17 +65,19 @@ class Colours:
 class Sets:
     train: Colours
     validation: Colours | None
+    n_test: int = 10
     loaded: list = field(default_factory=list)
 
     @property
     def test(self):
         self.loaded.append("test")
-        return Colours("test", 10)
+        return Colours("test", self.n_test)
 
 
 def sets(dataset, seed):
     held_out = round(40 * dataset.val_size)
-    return Sets(Colours("train", 40 - held_out), Colours("validation", held_out, 100) if held_out else None)
+    validation = Colours("validation", held_out, 100) if held_out else None
+    return Sets(Colours("train", 40 - held_out), validation, dataset.n_test or 10)
 
 
 def use(monkeypatch, made=None):
