@@ -1,11 +1,14 @@
 """A prototypes study that trains in a second: 40 images of two colours, 32 pixels a side, and no file is read."""
 
+import ast
+import json
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 
-from helpers import runtime
+from helpers import config, runtime
 from helpers.prototypes import fits, tuning
 from helpers.prototypes.presets import PrototypesStudy
 
@@ -91,3 +94,11 @@ def use(monkeypatch, made=None):
 
     monkeypatch.setattr(fits, "sets", loader)
     monkeypatch.setattr(tuning, "sets", loader)
+
+
+def prose_calls(notebook):
+    """The keyword arguments of each ``explorer.select(...)`` that the prose of a notebook names."""
+    cells = json.loads((config.ROOT / "notebooks" / f"{notebook}.ipynb").read_text())["cells"]
+    prose = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    calls = [ast.parse(call, mode="eval").body for call in re.findall(r"`(explorer\.select\(.*?\))`", prose)]
+    return [{each.arg: ast.literal_eval(each.value) for each in call.keywords} for call in calls]

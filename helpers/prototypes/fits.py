@@ -124,8 +124,8 @@ def train(
     ``out/<fit.name>`` holds ``model.safetensors``, ``record.json`` and ``log.csv``, and a checkpoint until the end;
     ``features`` (default: ``out/features``) what is kept of a frozen backbone, for all fits that share it; ``events``
     TensorBoard's files. ``launched``: processes that run already (`fabric`); else they are begun here. In a record
-    ``history`` is one list a column, an entry an epoch; accuracies are shares. A fit that is finished is read; if it was
-    tested on another number of images (``dataset.n_test``, which no weight depends on), it is tested again.
+    ``history`` is one list a column, an entry an epoch; accuracies are shares. A finished fit is read; if it was tested
+    on another number of images (``dataset.n_test``, which no weight depends on), it is tested again.
 
     A fit's bits depend on the number of threads, and on no other setting of the machine. Raises `ArtifactError` for
     files of other settings, `ConfigError` and `DownloadError` as `sets` does, and ``FloatingPointError`` when the loss
