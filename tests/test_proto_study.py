@@ -263,8 +263,8 @@ def test_projection_and_contributions_are_exact_or_differ():
 def test_a_constrained_cut_may_lose_two_points(accuracy, verdict):
     ledger = Ledger("test")
     cuts = pd.DataFrame({"mean_rf": [20.0, 99.0], "accuracy": [accuracy, 90.0]})
-    claims.check_cut(ledger, cuts, "3")
-    assert ledger.entries[0].verdict == verdict
+    claims.check_cut(ledger, cuts, "frozen probes, 160 px", "3")
+    assert ledger.entries[0].verdict == verdict and "(frozen probes, 160 px)" in ledger.entries[0].claim
 
 
 def test_every_row_of_the_reference_table_is_met():

@@ -137,13 +137,14 @@ def check_photographs(ledger: Ledger, frame: pd.DataFrame, where: str) -> None:
         _competitive(ledger, f"cub-{kind}", text, gain, where)
 
 
-def check_cut(ledger: Ledger, front: pd.DataFrame, where: str) -> None:
-    """``front``: accuracy and mean receptive field (both in %) of the cuts on the Pareto front, of all backbones."""
+def check_cut(ledger: Ledger, front: pd.DataFrame, of: str, where: str) -> None:
+    """``front``: accuracy and mean receptive field (both in %) of the cuts on the Pareto front, of all backbones, and
+    ``of`` what networks and images these are, in words."""
     best = front.accuracy.max()
     constrained = front[front.mean_rf <= SMALL].accuracy.max()
     ledger.check(
         "goldilocks",
-        "a cut that sees part of the image is as accurate as the best one",
+        f"a cut that sees part of the image is as accurate as the best one ({of})",
         ours=float(constrained - best) if len(front) else None,
         unit="points",
         reference="there is one",
