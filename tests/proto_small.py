@@ -1,11 +1,14 @@
 """A prototypes study that trains in a second: 40 images of two colours, 32 pixels a side, and no file is read."""
 
+import ast
+import json
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 
-from helpers import runtime
+from helpers import config, runtime
 from helpers.prototypes import fits, tuning
 from helpers.prototypes.presets import PrototypesStudy
 
@@ -65,17 +68,19 @@ class Colours:
 class Sets:
     train: Colours
     validation: Colours | None
+    n_test: int = 10
     loaded: list = field(default_factory=list)
 
     @property
     def test(self):
         self.loaded.append("test")
-        return Colours("test", 10)
+        return Colours("test", self.n_test)
 
 
 def sets(dataset, seed):
     held_out = round(40 * dataset.val_size)
-    return Sets(Colours("train", 40 - held_out), Colours("validation", held_out, 100) if held_out else None)
+    validation = Colours("validation", held_out, 100) if held_out else None
+    return Sets(Colours("train", 40 - held_out), validation, dataset.n_test or 10)
 
 
 def use(monkeypatch, made=None):
@@ -89,3 +94,11 @@ def use(monkeypatch, made=None):
 
     monkeypatch.setattr(fits, "sets", loader)
     monkeypatch.setattr(tuning, "sets", loader)
+
+
+def prose_calls(notebook):
+    """The keyword arguments of each ``explorer.select(...)`` that the prose of a notebook names."""
+    cells = json.loads((config.ROOT / "notebooks" / f"{notebook}.ipynb").read_text())["cells"]
+    prose = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    calls = [ast.parse(call, mode="eval").body for call in re.findall(r"`(explorer\.select\(.*?\))`", prose)]
+    return [{each.arg: ast.literal_eval(each.value) for each in call.keywords} for call in calls]

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from proto_small import prose_calls
 
 from helpers import artifacts, config
 from helpers.artifacts import ArtifactError
@@ -116,8 +117,23 @@ def test_tables_have_a_row_a_group_and_variant(frame):
     assert set(tables.ordering(frame).index.get_level_values("mapping")) == set(small().evaluation.mappings)
     assert (OURS, "prp") in tables.truth(frame).index and OURS in tables.distinct(frame).index
     assert list(tables.distinct(frame).columns) == list(tables.DISTINCT.values())
-    apart = tables.protocols_apart(frame, "pixpnet-exact", "pixpnet-legacy")
-    assert apart.loc[OURS, "consistency, %"] == "0.00", "birds know no legacy geometry"
+
+
+def test_birds_know_no_legacy_geometry(frame):
+    own = tables.consistency(frame).loc[OURS]
+    for metric in ("consistency, %", "consistent prototypes, %"):
+        assert own.at["pixpnet-exact", metric] == own.at["pixpnet-legacy", metric]
+
+
+def test_intervals_stand_beside_the_means_from_the_lowest_end_to_the_highest():
+    """Of all seeds."""
+    found = pd.concat([rows("ordering", "rf", "area", (50.0, 41.25, 60.0), (52.0, 45.0, 61.04)),
+                       rows("truth", "box", "causal_centre", (3.0, -1.0, 4.0), (4.0, 2.0, 5.0))])  # fmt: skip
+    assert tables.ordering(found).loc[(OURS, "rf")].to_dict() == {
+        "area, %": "51.0 ± 1.4", "area, %: 95 %": "41.2 to 61.0",
+    }  # fmt: skip
+    assert tables.truth(found, ends=True).loc[(OURS, "box"), "causal purity, %"] == "-1.00 to 5.00"
+    assert tables.truth(found).loc[(OURS, "box"), "causal purity, %"] == "3.50 ± 0.71"
 
 
 def test_figures_show_every_network(made, frame):
@@ -126,6 +142,8 @@ def test_figures_show_every_network(made, frame):
     assert {line.get_gid() for line in shown.axes[0].lines if line.get_gid()} == {
         f"curve:{name}" for name in small().evaluation.mappings
     }
+    drawn = {line.get_gid() for line in figures.causes(frame).axes[0].lines}
+    assert {"dots:box causal_centre", "dots:center causal_centre", "dots:box causal_centre_chance"} <= drawn
     for figure in (figures.areas(frame), figures.consistency(frame), figures.causes(frame),
                    figures.part_effects(frame, [OURS, DEEP])):  # fmt: skip
         labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
@@ -164,6 +182,7 @@ def test_constrained_cuts_are_compared_seed_by_seed():
               of("soft_stability", OURS, 90.0, 80.0, 90.0), of("soft_stability", DEEP, 80.0, 81.0, 80.0)]  # fmt: skip
     found = verdict(claims.check_constrained, *frames, ours=OURS, others={"ProtoPNet": DEEP})
     assert list(found.values()) == ["reproduced", "differs"]
+    assert list(found) == ["consistent-birdnet@stage1-protopnet", "stable-birdnet@stage1-protopnet"]
     fewer = [own[own.seed < 2] for own in frames]
     assert set(verdict(claims.check_constrained, *fewer, ours=OURS, others={"ProtoPNet": DEEP}).values()) == {
         "not verified"
@@ -177,19 +196,30 @@ def test_the_middle_of_the_image_is_the_control():
     exact, center = of("pixpnet-exact", 90, 91, 92), of("pixpnet-exact, center", 80, 90, 93)
     assert verdict(claims.check_beyond_center, exact, center, group=OURS) == {"beyond-center": "differs"}
     assert verdict(claims.check_beyond_center, exact, group=OURS) == {"beyond-center": "not verified"}
+    above = of("pixpnet-exact", (94, 93.5, 95), (94, 93.5, 95), (93, 92.6, 95))
+    overlapping = of("pixpnet-exact", (94, 93.5, 95), (94, 93.5, 95), (93, 92.4, 95))
+    center = of("pixpnet-exact, center", *[(92, 91, 92.5)] * 3)
+    assert verdict(claims.check_beyond_center, above, center, group=OURS) == {"beyond-center": "reproduced"}
+    assert verdict(claims.check_beyond_center, overlapping, center, group=OURS) == {"beyond-center": "differs"}
 
 
-def test_causes_have_to_lie_above_chance():
-    def of(metric, *values):
-        return rows("truth", "box", metric, *values)
+def test_causes_have_to_lie_above_chance_and_the_middle_of_the_image():
+    def of(metric, *values, variant="box"):
+        return rows("truth", variant, metric, *values)
+
+    def said(*frames):
+        return verdict(claims.check_causes, *frames, group=OURS)["causal"]
 
     caused = of("causal_centre", *[(40.0, 35.0, 45.0)] * 3)
     chance = of("causal_centre_chance", *[(3.0, 1.0, 5.0)] * 3)
-    assert verdict(claims.check_causes, caused, chance, group=OURS) == {
+    middle = of("causal_centre", *[(13.0, 9.0, 18.0)] * 3, variant="center")
+    assert verdict(claims.check_causes, caused, chance, middle, group=OURS) == {
         "causal": "reproduced", "causal-mostly": "differs",
     }  # fmt: skip
-    high = of("causal_centre_chance", *[(3.0, 1.0, 36.0)] * 3)
-    assert verdict(claims.check_causes, caused, high, group=OURS)["causal"] == "differs"
+    assert said(caused, of("causal_centre_chance", *[(3.0, 1.0, 36.0)] * 3), middle) == "differs"
+    one_is_no_better = [(13.0, 9.0, 18.0), (13.0, 9.0, 18.0), (41.0, 36.0, 46.0)]
+    assert said(caused, chance, of("causal_centre", *one_is_no_better, variant="center")) == "differs"
+    assert said(caused, chance) == "not verified"
 
 
 def test_maps_peak_nearer_and_prototypes_differ():
@@ -291,6 +321,18 @@ def test_choices_that_cannot_be_are_refused(explorer, changes, message):
     with pytest.raises(ConfigError, match=message):
         explorer.select(**changes)
     assert explorer.state == before
+
+
+def test_what_the_notebook_tells_to_call_works(explorer):
+    calls = prose_calls("06_prototype_evaluation")
+    assert calls
+    for call in calls:
+        explorer.select(**call)
+        assert {name: getattr(explorer.state, name) for name in call} == call
+
+
+def test_the_slider_answers_when_it_is_let_go(explorer):
+    assert not explorer.percent.continuous_update
 
 
 def test_the_static_picture_is_a_png(explorer):

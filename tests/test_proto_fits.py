@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -99,6 +100,21 @@ def test_what_is_done_is_not_done_again(done, monkeypatch):
     fit, out, record = done
     monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("it was trained again"))
     assert fits.train(fit, out) == record
+
+
+def test_what_is_done_is_tested_again_on_other_test_images(done, tmp_path, monkeypatch):
+    """No weight depends on how many there are, but the score does."""
+    fit, out, record = done
+    shutil.copytree(out, tmp_path / "out")
+    monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("it was trained again"))
+    more = Fit(study(dataset__n_test=6), 0)
+    assert more.name == fit.name
+    again = fits.train(more, tmp_path / "out")
+    model = fits.load(fits.weights_path(out, fit))[0]
+    wanted = steps.evaluate(model, Batches(8, 0, CPU).plain(proto_small.Colours("test", 6)), fit.study.loss)
+    assert again["test"] == pytest.approx(wanted, rel=1e-5) and again["images"]["test"] == 6
+    assert again["test"] != record["test"] and again["history"] == record["history"]
+    assert fits.read(fits.record_path(tmp_path / "out", fit), fit) == again, "which is kept"
 
 
 def test_files_of_other_settings_are_refused(done, tmp_path):
@@ -441,8 +457,6 @@ SHARED = {"model__feature_extractor": "vgg11", "model__feature_layer": "maxpool2
           "train__epochs": 2}  # fmt: skip
 WORK = f"""
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import proto_small, pytest

@@ -2,18 +2,24 @@
 
 import csv
 import logging
+import os
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import proto_small
 import pytest
 import torch
 import yaml
 
-from helpers import options
+from helpers import artifacts, options
 from helpers.config import ConfigError
 from helpers.prototypes import course, runs
 from helpers.prototypes.__main__ import OWN, main, resolve
 from helpers.prototypes.presets import PrototypesStudy
+
+ROOT = Path(__file__).parents[1]
 
 
 def read(words):
@@ -101,7 +107,8 @@ optimizer: {lr: 1e-3, lr-schedule: [5, 6], freeze_epochs: null}
     ("trian --seed 3", "unknown command 'trian': did you mean train"),
     ("-x", "belongs to no option"),
     ("-c none.yaml", "none.yaml cannot be read"),
-    ("--model.readout-type proto --model.no-class-specific", "needs class_specific prototypes"),
+    ("--model.readout-type proto --model.no-class-specific", "model.readout_type: needs class_specific prototypes"),
+    ("--model.prototype-kernel-size 2", "kernel_size: must be 1: receptive fields are those of single cells (got 2)"),
     ("--resume none", "config.yaml cannot be read"),
     ("--resume none --seed 4", "--resume takes the settings of the run, not --seed"),
 ])  # fmt: skip
@@ -218,6 +225,47 @@ def test_a_run_is_loaded_with_its_settings(done):
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         runs.load_run(tmp_path)
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"model__num_prototypes": 5}, "5"), ({"model__feature_layer": "stage9"}, "stage9"),
+])  # fmt: skip
+def test_a_run_that_is_refused_leaves_no_folder(changes, said, tmp_path):
+    with pytest.raises(ConfigError, match=said):
+        runs.run(proto_small.study(log_dir=str(tmp_path), **changes), 0)
+    assert not list((tmp_path / "colours" / "protonet").iterdir())
+
+
+def test_a_run_that_began_is_kept_whatever_stops_it(tmp_path, monkeypatch):
+    def stop(self, model, epoch):
+        raise ConfigError("no more")
+
+    monkeypatch.setattr(course.Course, "after_epoch", stop)
+    with pytest.raises(ConfigError, match="no more"):
+        runs.run(proto_small.study(log_dir=str(tmp_path), profile=True), 0)
+    (folder,) = (tmp_path / "colours" / "protonet").iterdir()
+    assert list((folder / "work").rglob("profile.*"))
+
+
+@pytest.mark.slow
+def test_torchrun_shares_a_run_between_processes(tmp_path):
+    """One folder, of the first process, as the command line alone would leave it."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = shlex.split(
+        "-m helpers.prototypes --preset quick --device cpu --dataset.size 32 --dataset.n-train 40 --dataset.n-test 20 "
+        "--dataset.val-size 0 --model.feature-layer stem --model.num-prototypes 20 --model.prototype-dim 8 "
+        "--train.epochs 1"
+    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, *words, "--log-dir", str(tmp_path)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "toybirds" / "protonet").iterdir()
+    record = artifacts.load_json(folder / "results" / "record.json")
+    assert record["computed_from"]["processes"] == 2 and record["history"]["step"] == [2]
+    model, study = runs.load_run(folder)
+    assert study.dataset.n_train == 40 and (model.source_image >= 0).all(), "every prototype is a patch"
 
 
 def test_folders_of_one_second_are_told_apart(tmp_path, monkeypatch):

@@ -156,6 +156,16 @@ def test_the_frame_has_a_row_a_number(made):
     assert tables.differences(table, "accuracy", "birdnet@stem/pixpnet", "birdnet@stem/nothing").empty
 
 
+def test_deviations_are_not_those_of_rounding_and_times_are_medians():
+    for found, said in (
+        ([4.0, 4.0 + 1e-9, 4.0], "4.00"), ([4.0, 4.1, 4.2], "4.10 ± 0.10"), ([12.5], "12.5"),
+        ([-3.0, -3.0 - 1e-9], "-3.00"), ([float("nan")], ""), ([-1.0, 1.0], "0.00 ± 1.41"),
+    ):  # fmt: skip
+        assert tables.mean_and_deviation(pd.Series(found)) == said
+    table = tables.by_group(pd.concat([rows("minutes", {OURS: [3.8, 52.9, 2.6]}), rows("accuracy", {OURS: [30, 39]})]))
+    assert table.loc[OURS].to_dict() == {"accuracy, %": "34.5 ± 6.4", "minutes (median)": "3.8"}
+
+
 def test_networks_of_the_first_seed_are_shown(made):
     out, settings, _ = made
     nets = examples.nets(settings)
@@ -253,8 +263,8 @@ def test_projection_and_contributions_are_exact_or_differ():
 def test_a_constrained_cut_may_lose_two_points(accuracy, verdict):
     ledger = Ledger("test")
     cuts = pd.DataFrame({"mean_rf": [20.0, 99.0], "accuracy": [accuracy, 90.0]})
-    claims.check_cut(ledger, cuts, "3")
-    assert ledger.entries[0].verdict == verdict
+    claims.check_cut(ledger, cuts, "frozen probes, 160 px", "3")
+    assert ledger.entries[0].verdict == verdict and "(frozen probes, 160 px)" in ledger.entries[0].claim
 
 
 def test_every_row_of_the_reference_table_is_met():

@@ -120,11 +120,12 @@ def check_target(ledger: Ledger, frame: pd.DataFrame, group: str, where: str) ->
 def check_competitive(ledger: Ledger, frame: pd.DataFrame, where: str) -> None:
     """On ToyBirds, against the same backbone without prototypes, and against ProtoPNet on a deeper cut of it."""
     ours = "birdnet@stage3/pixpnet"
-    for key, other, text in (
-        ("classifier", "birdnet@stage3/classifier", "PixPNet is as accurate as a classifier on the same backbone"),
-        ("protopnet", "birdnet@stage4/protopnet", "PixPNet is as accurate as ProtoPNet, which sees nearly everything"),
+    for key, other, name in (
+        ("classifier", "birdnet@stage3/classifier", "a classifier on the same backbone"),
+        ("protopnet", "birdnet@stage4/protopnet", "ProtoPNet, whose cells see 60 % of the image"),
     ):
-        _competitive(ledger, key, f"{text} (ToyBirds)", differences(frame, "accuracy", ours, other), where)
+        text = f"PixPNet is as accurate as {name} (ToyBirds)"
+        _competitive(ledger, key, text, differences(frame, "accuracy", ours, other), where)
 
 
 def check_photographs(ledger: Ledger, frame: pd.DataFrame, where: str) -> None:
@@ -136,13 +137,14 @@ def check_photographs(ledger: Ledger, frame: pd.DataFrame, where: str) -> None:
         _competitive(ledger, f"cub-{kind}", text, gain, where)
 
 
-def check_cut(ledger: Ledger, front: pd.DataFrame, where: str) -> None:
-    """``front``: accuracy and mean receptive field (both in %) of the cuts on the Pareto front, of all backbones."""
+def check_cut(ledger: Ledger, front: pd.DataFrame, of: str, where: str) -> None:
+    """``front``: accuracy and mean receptive field (both in %) of the cuts on the Pareto front, of all backbones, and
+    ``of`` what networks and images these are, in words."""
     best = front.accuracy.max()
     constrained = front[front.mean_rf <= SMALL].accuracy.max()
     ledger.check(
         "goldilocks",
-        "a cut that sees part of the image is as accurate as the best one",
+        f"a cut that sees part of the image is as accurate as the best one ({of})",
         ours=float(constrained - best) if len(front) else None,
         unit="points",
         reference="there is one",

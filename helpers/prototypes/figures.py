@@ -161,6 +161,8 @@ def hidden(frame: pd.DataFrame) -> Picture:
     ax.set_xlim(0, 102)
     ax.set_ylim(-0.6, len(groups) - 0.4)
     ax.axvline(50, color=LIGHT, lw=1)
+    ax.annotate("half: the claim's rule", (50, 1), (3, 2), xycoords=("data", "axes fraction"),
+                textcoords="offset points", fontsize=8, color=GREY)  # fmt: skip
     ax.set_xlabel("prototypes with a say outside the up-sampled box, %")
     ax.invert_yaxis()
     return figure

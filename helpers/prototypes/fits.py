@@ -124,14 +124,17 @@ def train(
     ``out/<fit.name>`` holds ``model.safetensors``, ``record.json`` and ``log.csv``, and a checkpoint until the end;
     ``features`` (default: ``out/features``) what is kept of a frozen backbone, for all fits that share it; ``events``
     TensorBoard's files. ``launched``: processes that run already (`fabric`); else they are begun here. In a record
-    ``history`` is one list a column, an entry an epoch; accuracies are shares.
+    ``history`` is one list a column, an entry an epoch; accuracies are shares. A finished fit is read; if it was tested
+    on another number of images (``dataset.n_test``, which no weight depends on), it is tested again.
 
     A fit's bits depend on the number of threads, and on no other setting of the machine. Raises `ArtifactError` for
     files of other settings, `ConfigError` and `DownloadError` as `sets` does, and ``FloatingPointError`` when the loss
     is not finite.
     """
     if record_path(out, fit).exists():
-        return read(record_path(out, fit), fit)
+        record = read(record_path(out, fit), fit)
+        same = record["dataset"]["n_test"] == fit.study.dataset.n_test
+        return record if same else _tested_again(fit, out, record)
     artifacts.ensure_writable(out / fit.name)
     rest = (fit, out, features or out / "features", events, checkpoint_seconds, progress)
     return _train(launched, *rest) if launched else fabric(fit.study).launch(_train, *rest)
@@ -294,6 +297,22 @@ def _keep(
     (out / fit.name / "checkpoint.safetensors").unlink(missing_ok=True)
     log.info("%s: test accuracy %.2f %%", fit.name, 100 * test["accuracy"])
     return record
+
+
+def _tested_again(fit: Fit, out: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """``record`` with the scores on the test images that ``fit`` asks for, which are written."""
+    study, data = fit.study, sets(fit.study.dataset, fit.seed)
+    model = load(weights_path(out, fit), fit)[0].to(runtime.device("cpu" if study.gpus == 0 else study.device))
+    where, limit = next(model.parameters()).device, DEBUG_BATCHES if study.debug else None
+    batches = Batches(size=study.train.batch_size, seed=fit.seed, device=where, limit=limit)
+    test = steps.evaluate(model, batches.plain(data.test, study.test.batch_size), study.loss)
+    again = dict(record) | {
+        "dataset": study.dataset.model_dump(mode="json", exclude={"root"}),
+        "images": record["images"] | {"test": len(data.test.labels)},
+        "test": _rounded(test),
+    }
+    artifacts.save_json(record_path(out, fit), again)
+    return again
 
 
 def _seen(model: Network, size: int) -> ReceptiveField | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from helpers.config import Settings, Several, Study
 
@@ -55,16 +55,19 @@ class Model(Settings):
     correct_strength: float = Field(1.0, description="initial weight of the linear head for the own class")
     incorrect_strength: float = Field(-0.5, description="and for the other classes")
 
-    @model_validator(mode="after")
-    def _possible(self) -> Model:
-        if self.prototype_kernel_size != 1:
-            raise ValueError(
-                f"prototype_kernel_size must be 1, not {self.prototype_kernel_size}: receptive fields are those of "
-                "single cells"
-            )
-        if self.readout_type in ("proto", "sparse") and not self.class_specific:
-            raise ValueError(f"readout_type {self.readout_type!r} needs class_specific prototypes")
-        return self
+    @field_validator("prototype_kernel_size")
+    @classmethod
+    def _single_cells(cls, size: int) -> int:
+        if size > 1:
+            raise ValueError("must be 1: receptive fields are those of single cells")
+        return size
+
+    @field_validator("readout_type")
+    @classmethod
+    def _owned(cls, readout: Readout, info: ValidationInfo) -> Readout:
+        if readout in ("proto", "sparse") and not info.data.get("class_specific", True):
+            raise ValueError("needs class_specific prototypes")
+        return readout
 
 
 class Train(Settings):
@@ -163,8 +166,8 @@ class PrototypesStudy(Study):
         },
         "cub_subset": {  # 20 species, on features that are kept: minutes on two cores
             "dataset.name": "CUB200224", "dataset.subset": "subset20", "dataset.augment_factor": 4,
-            "model.feature_extractor": "vgg16", "model.feature_layer": "maxpool4", "model.pretrained": True,
-            "model.weights": "files", "model.num_prototypes": 200, "model.prototype_dim": 128,
+            "model.feature_extractor": "resnet50_v1", "model.feature_layer": "layer3",  # what the command line trains
+            "model.pretrained": True, "model.weights": "files", "model.num_prototypes": 200, "model.prototype_dim": 128,
             "train.feature_variants": 4, "optimizer.freeze_epochs": 20,
             "groups": (
                 "squeezenet1_1@maxpool2", "squeezenet1_1@maxpool3", "squeezenet1_1@features", "resnet50_v1@layer2",

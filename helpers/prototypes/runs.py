@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from helpers import artifacts, config, options, training
+from helpers.config import PlainError
+from helpers.downloads import DownloadError
 from helpers.prototypes import fits, losses
 from helpers.prototypes.fits import Fit
 from helpers.prototypes.models import Network
@@ -41,25 +43,30 @@ WEIGHTS = {**losses.WEIGHTS, "avg_separation_loss": "separation"}  # which a ter
 def run(study: PrototypesStudy, seed: int, folder: Path | None = None, *, progress: bool = False) -> Path:
     """Train a network and write its run into a new folder, or go on in ``folder``; returns the folder.
 
-    Raises what `fits.train` does.
+    Raises what `fits.train` does; a run that is refused before it trains leaves no folder.
     """
     return fits.fabric(study).launch(_run, study, seed, folder, progress)
 
 
 def _run(fabric: Fabric, study: PrototypesStudy, seed: int, folder: Path | None, progress: bool) -> Path:
-    fit = Fit(study, seed)
+    fit, resumed = Fit(study, seed), folder is not None
     if fabric.global_rank == 0:
         folder = folder or new_folder(study)
         _describe(folder, study.override({"seed": seed, "seeds": 1}))
     folder = fabric.broadcast(folder)
-    record = fits.train(
-        fit,
-        folder / "work",
-        launched=fabric,
-        events=folder / "tensorboard" / "version_0",
-        features=log_folder(study) / "features",
-        progress=progress,
-    )
+    try:
+        record = fits.train(
+            fit,
+            folder / "work",
+            launched=fabric,
+            events=folder / "tensorboard" / "version_0",
+            features=log_folder(study) / "features",
+            progress=progress,
+        )
+    except (PlainError, DownloadError):  # a network or data that there cannot be: it never began
+        if fabric.global_rank == 0 and not (resumed or any(path.is_file() for path in (folder / "work").rglob("*"))):
+            shutil.rmtree(folder)
+        raise
     if fabric.global_rank == 0:
         _write(folder, fit, record)
         log.info("%s", folder)

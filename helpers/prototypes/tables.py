@@ -12,9 +12,11 @@ NAMES = {
     "hidden_share": "hidden by up-sampling, %",
     "million_macs": "MMAC",
     "million_parameters": "M parameters",
-    "minutes": "minutes",
+    "minutes": "minutes (median)",
 }
 """Metrics in the order of the table, and what they are called there."""
+TIMES = {"minutes"}  # of which one is long where its machine was busy
+ROUNDING = 1e-6  # of a mean: a deviation that is less is none
 
 
 def values(frame: pd.DataFrame, metric: str, group: str | None = None) -> pd.DataFrame:
@@ -32,9 +34,12 @@ def differences(frame: pd.DataFrame, metric: str, group: str, other: str) -> pd.
 
 
 def by_group(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row a group, in the order of ``frame``, a column a metric: mean ± standard deviation over seeds."""
+    """A row a group, in the order of ``frame``, a column a metric: mean ± standard deviation over seeds; of times, the
+    median alone."""
     own = frame[frame.metric.isin(NAMES)]
     table = own.groupby(["group", "metric"], sort=False).value.agg(mean_and_deviation).unstack()
+    for name in TIMES & set(table):
+        table[name] = own[own.metric == name].groupby("group").value.agg(median)
     table = table.reindex(columns=[name for name in NAMES if name in table]).fillna("")
     return table.rename(columns=NAMES).rename_axis(columns=None)
 
@@ -44,6 +49,16 @@ def mean_and_deviation(found: pd.Series) -> str:
     found = found.dropna()
     if not len(found):
         return ""
-    digits = 2 if found.abs().max() < 10 else 1
-    spread = f" ± {found.std():.{digits}f}" if len(found) > 1 and found.std() > 0 else ""
+    digits, varies = _digits(found), found.std() > ROUNDING * abs(found.mean())  # of one number: NaN, which is not
+    spread = f" ± {found.std():.{digits}f}" if varies else ""
     return f"{found.mean():.{digits}f}{spread}"
+
+
+def median(found: pd.Series) -> str:
+    """Nothing where nothing was measured."""
+    found = found.dropna()
+    return f"{found.median():.{_digits(found)}f}" if len(found) else ""
+
+
+def _digits(found: pd.Series) -> int:
+    return 2 if found.abs().max() < 10 else 1

@@ -43,7 +43,7 @@ from helpers.prototypes.evaluation.part_truth import (
 from helpers.prototypes.models import ProtoNet
 from helpers.prototypes.receptive_field import receptive_field
 
-TOP = 10  # matches of a prototype
+TOP = 10  # matches of a prototype, if it has so many
 RESAMPLES, LEVEL = 500, 0.95
 
 
@@ -104,9 +104,9 @@ def examine(
     batch: int = BATCH,
 ) -> Truth:
     """All that is known of ``net`` on ``birds``. ``methods`` (default: `mappings`) are given images, similarity maps
-    and prototypes. ``top``: the matches of a prototype that purity looks at. ``whose``: a bird is paired with the
-    prototypes of its class ("own"), or with "all", so that a prototype's matches may be birds of any class. The other
-    settings are those of `part_effects`.
+    and prototypes. ``top``: the best matches of a prototype that purity looks at; of a prototype that has no more, all
+    (of 100 birds, five are of a class). ``whose``: a bird is paired with the prototypes of its class ("own"), or with
+    "all", so that a prototype's matches may be birds of any class. The other settings are those of `part_effects`.
 
     Raises `ConfigError` for settings that cannot be, ``ValueError`` for maps of another shape or not finite.
     """

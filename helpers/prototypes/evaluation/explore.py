@@ -137,7 +137,7 @@ class Explorer(widgets.Explorer[State]):
         self.mapping = w.ToggleButtons(options=names, tooltips=tips, style={"button_width": "132px"})
         self.percent = w.SelectionSlider(
             description="pixels given back", options=[(f"{p:g} %", p) for p in PERCENTS], style=widgets.LABELLED,
-            layout={"width": "420px"}, continuous_update=True,
+            layout={"width": "420px"}, continuous_update=False,
         )  # fmt: skip
         for name in ("net", "image", "place", "mapping", "percent"):
             control = self.bind(getattr(self, name), lambda value, name=name: self.select(**{name: value}))

@@ -92,10 +92,14 @@ def consistency(frame: pd.DataFrame) -> Picture:
 @style()
 def causes(frame: pd.DataFrame) -> Picture:
     """How often the part in the middle of a prototype's box is the one that it depends on most, and how often that is
-    so of boxes laid elsewhere."""
-    kinds = {"causal_centre": ("box", BLUE), "causal_centre_chance": ("box laid elsewhere", GREY)}
-    own = frame[(frame.aspect == "truth") & (frame.variant == "box") & frame.metric.isin(kinds)]
-    return _rows(own, "metric", kinds, "best matches whose box is on the part that matters most, %")
+    so of the part in the middle of the image, and of boxes laid elsewhere."""
+    kinds = {
+        "box causal_centre": ("box", BLUE),
+        "center causal_centre": ("middle of the image", BLACK),
+        "box causal_centre_chance": ("box laid elsewhere", GREY),
+    }
+    own = frame[frame.aspect == "truth"].assign(kind=lambda truth: truth.variant + " " + truth.metric)
+    return _rows(own[own.kind.isin(kinds)], "kind", kinds, "matches in which that is the part that matters most, %")
 
 
 @style()

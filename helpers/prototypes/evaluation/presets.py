@@ -32,7 +32,9 @@ class Evaluation(Settings):
     points: int = Field(33, ge=2, description="numbers of pixels at which its curves are recorded")
     proportion: float = Field(1.0, gt=0, le=1, description="share of the pixels that are given back")
     start: Literal["random", "zeros"] = Field("random", description="the image that a curve begins with")
-    birds: int | None = Field(100, ge=20, description="test birds that are drawn anew part by part; None: all")
+    birds: int | None = Field(
+        100, ge=20, description="test birds that are drawn anew part by part, as many of each class; None: all"
+    )
     resamples: int = Field(200, ge=2, description="draws of a bootstrap")
 
 

@@ -42,11 +42,15 @@ def values(frame: pd.DataFrame, aspect: str, metric: str, variant: str | None = 
     return own if variant is None else own[own.variant == variant]
 
 
-def by_variant(frame: pd.DataFrame, aspect: str, names: Mapping[str, str], index: str = "variant") -> pd.DataFrame:
+def by_variant(
+    frame: pd.DataFrame, aspect: str, names: Mapping[str, str], index: str = "variant", ends: bool = False
+) -> pd.DataFrame:
     """A row a group and variant (``index`` names that level), in the order of ``frame``; a column for each of the
-    metrics ``names``: mean ± standard deviation over seeds."""
+    metrics ``names``: mean ± standard deviation over seeds; or, for their ``ends``, from where to where the 95 %
+    intervals of all seeds reach."""
     own = frame[(frame.aspect == aspect) & frame.metric.isin(names)]
-    table = own.groupby(["group", "variant", "metric"], sort=False).value.agg(mean_and_deviation).unstack()
+    cells = own.groupby(["group", "variant", "metric"], sort=False)
+    table = (cells[["low", "high"]].apply(_hull) if ends else cells.value.agg(mean_and_deviation)).unstack()
     table = table.reindex(columns=[name for name in names if name in table]).fillna("")
     return table.rename(columns=dict(names)).rename_axis(columns=None, index=["group", index])
 
@@ -56,12 +60,17 @@ def consistency(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def ordering(frame: pd.DataFrame) -> pd.DataFrame:
+    """After the column of each metric, one of its intervals."""
     own = frame[~frame.variant.str.contains(" - ", regex=False)]
-    return by_variant(own, "ordering", ORDERING, "mapping")
+    found, ends = (by_variant(own, "ordering", ORDERING, "mapping", of) for of in (False, True))
+    for place, name in enumerate(ends):
+        found.insert(2 * place + 1, f"{name}: 95 %", ends[name])
+    return found
 
 
-def truth(frame: pd.DataFrame) -> pd.DataFrame:
-    return by_variant(frame[frame.variant != ""], "truth", TRUTH, "mapping")
+def truth(frame: pd.DataFrame, ends: bool = False) -> pd.DataFrame:
+    """The means, or from where to where their intervals reach."""
+    return by_variant(frame[frame.variant != ""], "truth", TRUTH, "mapping", ends)
 
 
 def distinct(frame: pd.DataFrame) -> pd.DataFrame:
@@ -69,11 +78,10 @@ def distinct(frame: pd.DataFrame) -> pd.DataFrame:
     return by_variant(frame[frame.variant == ""], "truth", DISTINCT).droplevel(1)
 
 
-def protocols_apart(frame: pd.DataFrame, protocol: str, other: str) -> pd.DataFrame:
-    """By how many points each metric of consistency is higher by ``protocol`` than by ``other``, a row a group."""
-    own = frame[frame.aspect == "consistency"]
-    wide = own.pivot_table(index=["group", "seed", "metric"], columns="variant", values="value", sort=False)
-    apart = (wide[protocol] - wide[other]).groupby(["group", "metric"], sort=False).agg(mean_and_deviation).unstack()
-    return apart.reindex(columns=[m for m in CONSISTENCY if m in apart]).rename(columns=CONSISTENCY).rename_axis(
-        columns=None
-    )
+def _hull(found: pd.DataFrame) -> str:
+    """From the lowest ``low`` to the highest ``high``; nothing where there are none."""
+    ends = found.astype(float).dropna()
+    if not len(ends):
+        return ""
+    digits = 2 if ends.abs().max(axis=None) < 10 else 1
+    return f"{ends.low.min():.{digits}f} to {ends.high.max():.{digits}f}"
