@@ -226,8 +226,8 @@ def test_maps_peak_nearer_and_prototypes_differ():
     peaks = [rows("truth", name, "peak_error", *of) for name, of in (("rf", (10, 10)), ("upsample", (12, 10.5)))]
     assert verdict(claims.check_mapping_error, *peaks) == {"peak-error": "reproduced"}
     parts = rows("truth", "", "class_parts", 3.1, 3.0, 2.9)
-    assert verdict(claims.check_distinct, parts, each=5, group=OURS) == {"distinct": "fails"}
-    assert verdict(claims.check_distinct, parts, each=4, group=OURS) == {"distinct": "holds"}
+    assert verdict(claims.check_distinct, parts, each=5, group=OURS) == {"distinct": "differs"}
+    assert verdict(claims.check_distinct, parts, each=4, group=OURS) == {"distinct": "reproduced"}
 
 
 def test_pixels_are_given_back_by_every_mapping(made):

@@ -243,17 +243,17 @@ def test_grounding_is_lost_by_any_change_outside():
     table = pd.concat([rows("proof_outside", outside), rows("hidden_share", hidden)])
     ledger = Ledger("test")
     claims.check_grounding(ledger, table, "4")
-    assert [entry.verdict for entry in ledger.entries] == ["differs", "reproduced"]
+    assert [entry.verdict for entry in ledger.entries] == ["fails", "reproduced"]
 
 
 def test_projection_and_contributions_are_exact_or_differ():
     good = [rows("patch_difference", {OURS: [1e-6]}), rows("repeated_images", {OURS: [0.0]})]
     twice = [good[0], rows("repeated_images", {OURS: [1.0]})]
-    for tables_, verdict in ((good, "reproduced"), (twice, "differs")):
+    for tables_, verdict in ((good, "holds"), (twice, "fails")):
         ledger = Ledger("test")
         claims.check_projection(ledger, pd.concat(tables_), "5")
         assert ledger.entries[0].verdict == verdict
-    for difference, verdict in ((1e-5, "reproduced"), (1e-3, "differs")):
+    for difference, verdict in ((1e-5, "holds"), (1e-3, "fails")):
         ledger = Ledger("test")
         claims.check_contributions(ledger, difference, "3")
         assert ledger.entries[0].verdict == verdict
@@ -273,7 +273,7 @@ def test_every_row_of_the_reference_table_is_met():
     ledger = Ledger("test")
     claims.check_receptive_fields(ledger, len(compared) - 1, len(compared), "2")
     claims.check_verifier(ledger, 1, 27, "2")
-    assert [entry.verdict for entry in ledger.entries] == ["differs", "differs"]
+    assert [entry.verdict for entry in ledger.entries] == ["differs", "fails"]
 
 
 def test_a_study_is_published_whole(made, tmp_path, monkeypatch):
