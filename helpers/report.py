@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from . import ledger
 from .config import ROOT, ConfigError
-from .notebooks import FOLDER, TIMEOUT, Run, execute, list_notebooks
+from .notebooks import FOLDER, Run, execute, list_notebooks
 from .parameters import signature
 
 BEGIN, END = "<!-- ledger:begin -->", "<!-- ledger:end -->"
@@ -29,7 +29,7 @@ def run_all(
     out: Path = ROOT / "runs",
     wanted: Iterable[str] = (),
     parameters: Mapping[str, Any] | None = None,
-    timeout: float = TIMEOUT,
+    timeout: float | None = None,
     folder: Path = FOLDER,
 ) -> list[Run]:
     """Execute the notebooks (all, or those ``wanted``) into ``out``, with a page each and an ``index.html``.

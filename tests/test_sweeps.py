@@ -257,7 +257,7 @@ def executed(tiny, tmp_path, monkeypatch):
 
     def prepare(*outcomes):
         def execute(notebook, out, parameters, timeout, env, stopped, mark):
-            calls.append((parameters, env))
+            calls.append((parameters, env, timeout))
             if stopped():
                 raise notebooks.Stopped
             return replace(outcomes[len(calls) - 1], path=out)
@@ -358,6 +358,7 @@ def test_a_run_gets_its_out_and_its_threads(tiny, tmp_path, executed):
     runs.run(job)
     assert calls[0][0] == {"SEED": 1, "RATE": 2, "OUT": str(job.folder / "out")}
     assert {calls[0][1][name] for name in runs.THREADS} == {"3"}
+    assert calls[0][2] is None, "as long as its parameters are allowed"
     assert engines.share_of_cores(10_000) == 1 and engines.share_of_cores(1) == os.cpu_count()
 
 

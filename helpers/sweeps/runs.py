@@ -21,7 +21,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .. import artifacts, config, ledger, lifeline, notebooks, report
-from ..notebooks import TIMEOUT
 from ..parameters import Signature, signature
 from .identity import identities, identity
 
@@ -46,7 +45,7 @@ class Job:
     store: str
     chosen: Mapping[str, Any] = field(default_factory=dict)  # what the command line says of it, as it says it
     takes_out: bool = True
-    timeout: float = TIMEOUT
+    timeout: float | None = None  # seconds an attempt; None: what its parameters are allowed (`time_limit`)
     retries: int = RETRIES
     threads: int | None = None  # of its numerical libraries; None: as the environment says
     since: float = 0.0  # a failure that is recorded later than this is not tried again
