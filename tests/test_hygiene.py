@@ -144,6 +144,21 @@ def test_the_readme_table_is_up_to_date():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_readme_quotes_messages_as_the_code_has_them():
+    """What stands in its table of errors is searched for by the text that is on one's screen."""
+    spoken = [(ROOT / "Makefile").read_text()]
+    for module in (ROOT / "helpers").rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(module.read_text())))
+        docs = {node.value for node in nodes if isinstance(node, ast.Expr)}
+        texts = {node for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        spoken += [node.value for node in texts - docs]
+    table = (ROOT / "README.md").read_text().split("## Troubleshooting")[1].split("\n## ")[0]
+    messages = re.findall("`([^`]+)`", "\n".join(line.split(" | ")[0] for line in table.splitlines()))
+    assert len(messages) > 20
+    pieces = {piece.strip() for text in messages for piece in re.split(r"^Sightline: |\.{3}|<\w+>", text)}
+    assert [piece for piece in sorted(pieces) if not any(piece in text for text in spoken)] == []
+
+
 def test_no_shipped_weights_name_a_folder_of_the_machine_that_made_them():
     shipped = [path for path in tracked() if path.suffix == ".safetensors"]
     assert shipped
