@@ -210,6 +210,14 @@ def test_what_the_bootstrap_cell_fetches_is_this_version():
     assert f"version: {__version__}" in (ROOT / "CITATION.cff").read_text()
 
 
+def test_the_citation_names_every_work_that_the_readme_asks_to_cite():
+    asked = (ROOT / "README.md").read_text().split("## Citing")[1]
+    cited = re.findall(r"(?:arXiv|OpenReview) (\d{4}\.\d{5}|\w+)", asked)
+    assert len(cited) == 7
+    stated = (ROOT / "CITATION.cff").read_text()
+    assert [work for work in cited if work not in stated] == []
+
+
 def test_the_repository_is_stated_once():
     url = report.repository()
     assert f'repository-code: "{url}"' in (ROOT / "CITATION.cff").read_text()
