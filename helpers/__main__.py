@@ -12,7 +12,7 @@ from . import hub, notebooks, report
 from .artifacts import verify_tree
 from .config import ROOT, ConfigError, PlainError, literal
 from .downloads import DownloadError
-from .notebooks import TIMEOUT
+from .notebooks import LONG, LONG_TIMEOUT, TIMEOUT
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -128,8 +128,9 @@ def _parser() -> argparse.ArgumentParser:
     refreshing = command(refresh, "execute notebooks with their default parameters and store the outputs in them")
     for added in (running, refreshing):
         added.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="number or name, such as 01; none: all")
+    usual = f"{TIMEOUT:g}; {LONG_TIMEOUT:g} with {' or '.join(LONG)}"
     for added in (running, refreshing, sweeps):
-        added.add_argument("--timeout", type=float, default=TIMEOUT, metavar="S", help="seconds each (%(default)g)")
+        added.add_argument("--timeout", type=float, metavar="S", help=f"seconds each ({usual})")
     command(verify, "check every shipped weight and result against its manifest")
     pushing = command(push, "commit a study's weights and results to the Hugging Face Hub")
     pushing.add_argument("--public", action="store_true", help="make a repository that everyone can read")

@@ -71,11 +71,15 @@ class Study(Settings):
     preset: str = Field("paper", description="a named set of overrides")
     seed: int = Field(0, ge=0, description="the first of the seeds used")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
-    out: str = Field("", description="folder of new weights and results; empty: runs/<study>")
+    out: str = Field("", description="folder of new weights and results, from the repository's; empty: runs/<study>")
 
     def provenance(self) -> dict[str, Any]:
         """The settings that results come from, as JSON for a manifest."""
         return self.model_dump(mode="json", exclude=set(self.of_this_run))
+
+    def out_folder(self, study: str) -> Path:
+        """``out``, or ``runs/<study>``: in the repository unless absolute, whatever folder a kernel was started in."""
+        return ROOT / (self.out or f"runs/{study}")
 
 
 def digest(value: Any) -> str:

@@ -17,6 +17,9 @@ from pathlib import Path
 KEPT = ("torch", "torchvision", "numpy")
 """What Colab and Kaggle build for their own hardware: never replaced."""
 
+ALWAYS = ("requests",)
+"""What the helpers need in nearly every study (`downloads`) and no other package brings along."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -28,12 +31,13 @@ class InstallError(RuntimeError):
 
 
 def install(needs: str, requirements: Path = Path(__file__).parents[1] / "requirements.txt") -> list[str]:
-    """Install those of ``needs`` (names, separated by blanks) that are missing, in the ranges of ``requirements``.
+    """Install those of ``needs`` (names, separated by blanks) and `ALWAYS` that are missing, in the ranges of
+    ``requirements``.
 
     Returns what was installed. Raises `InstallError` if pip fails.
     """
     installed = {_normal(d.name): d.version for d in distributions() if d.name}
-    missing = [name for name in needs.split() if _normal(name) not in installed]
+    missing = [name for name in (*needs.split(), *ALWAYS) if _normal(name) not in installed]
     if not missing:
         return []
     logger.info("installing %s", ", ".join(missing))

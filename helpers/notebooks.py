@@ -34,8 +34,11 @@ from .ledger import MIME
 
 FOLDER = ROOT / "notebooks"
 
-TIMEOUT = 1800.0
-"""Seconds that a notebook may take. With its default parameters it takes about a minute."""
+TIMEOUT, LONG_TIMEOUT = 1800.0, 86_400.0
+"""Seconds that a notebook may take, unless told otherwise: one that reads what is shipped, for about a minute; and one
+that trains or evaluates anew (`LONG`), for hours."""
+
+LONG = ("RETRAIN", "REEVALUATE")
 
 FAILURE = "failure"
 """The tag of the cell that tells at the top of an executed notebook why it is not whole."""
@@ -98,11 +101,16 @@ def tagged(notebook: NotebookNode, tag: str) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
 
 
+def time_limit(parameters: Mapping[str, Any] | None = None) -> float:
+    """Seconds that a notebook may take with these parameters where nobody says how many."""
+    return LONG_TIMEOUT if any((parameters or {}).get(name) for name in LONG) else TIMEOUT
+
+
 def execute(
     notebook: Path,
     out: Path,
     parameters: Mapping[str, Any] | None = None,
-    timeout: float = TIMEOUT,
+    timeout: float | None = None,
     env: Mapping[str, str] | None = None,
     stopped: Callable[[], bool] = lambda: False,
     mark: str = "",
@@ -110,9 +118,11 @@ def execute(
     """Execute ``notebook`` into the file ``out``, which also holds what there is after a failure or a timeout, with the
     reason and the traceback on top.
 
-    ``stopped`` is asked twice a second whether to give up; then `Stopped` is raised. ``mark`` is what the processes
-    carry in their environment (`lifeline.MARK`), so that they can be found when they have lost their parents.
+    ``timeout`` is in seconds; None: what `time_limit` allows the parameters. ``stopped`` is asked twice a second
+    whether to give up; then `Stopped` is raised. ``mark`` is what the processes carry in their environment
+    (`lifeline.MARK`), so that they can be found when they have lost their parents.
     """
+    timeout = time_limit(parameters) if timeout is None else timeout
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)
     mark = mark or uuid.uuid4().hex
@@ -171,7 +181,7 @@ def collect(path: Path) -> Run:
     )
 
 
-def refresh(notebook: Path, timeout: float = TIMEOUT) -> Run:
+def refresh(notebook: Path, timeout: float | None = None) -> Run:
     """Execute ``notebook`` with its default parameters and, if that succeeds, store the outputs in the file itself.
 
     Paths, times of day and the widgets' state are left out: they would differ at every execution.

@@ -2,16 +2,17 @@
 
     accepted = signature(path).accept({"SEED": 3, "few_shot_train_percent": 0.02, "train.epochs": 5})
 
-A name is one of the notebook's parameters, in capitals or not, or any other setting of its study by its dotted name
-(``*`` for all): these go into ``OVERRIDES``. The study is the schema that the notebook itself checks its parameters by,
-``read_parameters(globals(), ToyShapesStudy)``, so both agree. A notebook without one is checked by its annotations.
+A name is one of the notebook's parameters, in capitals or not; the first words of just one of them (``TARGET`` of
+``TARGET_IDX``); or any other setting of its study by its dotted name (``*`` for all): these go into ``OVERRIDES``. The
+study is the schema that the notebook itself checks its parameters by, ``read_parameters(globals(), ToyShapesStudy)``,
+so both agree. A notebook without one is checked by its annotations.
 """
 
 from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -68,7 +69,19 @@ class Signature:
             if plain.lower() in settings or "*" in plain:
                 return OVERRIDES, plain.lower()
             known += settings
+        beginning = f"{plain.upper()}_"
+        if len(meant := [name for name in self.defaults if name.startswith(beginning)]) == 1:
+            return meant[0], ""
         raise ConfigError(f"{self.notebook}: unknown parameter {spelt}: {_suggest(spelt, known)}")
+
+    def cut_short(self, given: Iterable[str]) -> list[str]:
+        """A line for each name of ``given`` that only begins a parameter's, saying whose."""
+        meant = {spelt: self.place(spelt)[0] for spelt in given}
+        return [
+            f"{self.notebook}: {spelt} is taken for {name}"
+            for spelt, name in meant.items()
+            if name.startswith(f"{spelt.replace('-', '_').upper()}_")
+        ]
 
     def _check(self, values: Mapping[str, Any]) -> None:
         if self.schema:

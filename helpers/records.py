@@ -98,7 +98,7 @@ M = TypeVar("M", bound=Member)
 
 def choose_shelf(kind: type[S], study: Study, working_folder: Path) -> S:
     """The working folder when training, or when ``OUT`` names one that holds this study; else what is shipped."""
-    if study.retrain or (study.out and (Path(study.out) / "results").is_dir()):
+    if study.retrain or (study.out and (working_folder / "results").is_dir()):
         return kind(working_folder)
     return kind()
 

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from . import ledger
 from .config import ROOT, ConfigError
-from .notebooks import FOLDER, TIMEOUT, Run, execute, list_notebooks
+from .notebooks import FOLDER, Run, execute, list_notebooks
 from .parameters import signature
 
 BEGIN, END = "<!-- ledger:begin -->", "<!-- ledger:end -->"
@@ -29,7 +29,7 @@ def run_all(
     out: Path = ROOT / "runs",
     wanted: Iterable[str] = (),
     parameters: Mapping[str, Any] | None = None,
-    timeout: float = TIMEOUT,
+    timeout: float | None = None,
     folder: Path = FOLDER,
 ) -> list[Run]:
     """Execute the notebooks (all, or those ``wanted``) into ``out``, with a page each and an ``index.html``.
@@ -39,10 +39,13 @@ def run_all(
     """
     runs: list[Run] = []
     chosen = list_notebooks(wanted, folder)
-    accepted = {path: signature(path).accept(parameters) if parameters else {} for path in chosen}
+    taken = {path: signature(path) for path in chosen} if parameters else {}
+    accepted = {path: takes.accept(parameters) for path, takes in taken.items()}
+    for line in (line for takes in taken.values() for line in takes.cut_short(parameters)):
+        logger.info(line)
     for notebook in chosen:
         logger.info("%s ...", notebook.stem)
-        run = execute(notebook, out / notebook.name, accepted[notebook], timeout)
+        run = execute(notebook, out / notebook.name, accepted.get(notebook), timeout)
         logger.info("%s: %s, %s, %s %s", run.name, run.status, verdict(run), duration(run.seconds), run.error)
         write_page(run)
         runs.append(run)

@@ -1,17 +1,23 @@
 """The bootstrap cell: nothing in a clone, this study's part of the repository elsewhere, or one line that helps."""
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
+from packaging.requirements import Requirement
 
 from helpers import needs
-from helpers.notebooks import execute, read
+from helpers.notebooks import execute, list_notebooks, read
+from helpers.sweeps import identity
 
 ROOT = Path(__file__).parents[1]
 CELL = (ROOT / "helpers" / "bootstrap.py").read_text()
@@ -109,6 +115,21 @@ def test_another_study_or_revision_has_a_folder_of_its_own(remote, tmp_path):
     assert (tmp_path / "sightline/floods-main/weights/floods/b.safetensors").exists()
 
 
+def test_without_the_default_revision_the_default_branch_serves_and_it_is_said(remote, tmp_path):
+    untagged, work = tmp_path / "untagged", tmp_path / "work"
+    work.mkdir()
+    git(tmp_path, "clone", "--quiet", "--bare", "--no-tags", remote, untagged)
+    git(untagged, "config", "uploadpack.allowFilter", "true")
+    url = f"file://{untagged}"
+    done = run(work, SIGHTLINE_URL=url)
+    assert done.stdout.startswith(f"{url} has no v0.1.0, so its default branch is taken\n"), done.stderr
+    assert (work / "sightline/toyshapes-v0.1.0/weights/toyshapes/a.safetensors").exists()
+    again = run(work, SIGHTLINE_URL="file:///gone", PATH="")
+    assert (again.returncode, "default branch" in again.stdout) == (0, False), "it is not fetched twice"
+    refused = run(tmp_path, SIGHTLINE_URL=url, SIGHTLINE_REVISION="v0.1.0")
+    assert message(refused).endswith("has no v0.1.0: set SIGHTLINE_REVISION to one of its tags or branches")
+
+
 def test_the_working_trees_own_commit_serves_an_empty_folder(tmp_path):
     """The real thing, through a bare clone, since the cell fetches tags and branches only."""
     if subprocess.run(
@@ -173,8 +194,34 @@ def test_an_interrupted_fetch_is_not_taken_for_a_complete_one(remote, tmp_path):
     assert (folder / "sightline/toyshapes-v0.1.0/weights/toyshapes/a.safetensors").exists()
 
 
+def brought_along(*names):
+    """The distributions ``names`` and what each of them requires, all in the spelling of `needs`."""
+    found, left = set(), list(names)
+    while left:
+        if (name := needs._normal(left.pop())) not in found:
+            found.add(name)
+            with suppress(PackageNotFoundError):
+                required = [Requirement(text) for text in requires(name) or ()]
+                left += [r.name for r in required if not r.marker or r.marker.evaluate({"extra": ""})]
+    return found
+
+
 class TestNeeds:
     """`helpers.needs.install`, which the cell calls once the helpers are there."""
+
+    @pytest.mark.parametrize("path", list_notebooks(), ids=lambda path: path.stem)
+    def test_they_bring_what_the_notebook_and_its_helpers_import(self, path):
+        """At the top of modules, that is: what only a function imports, is only needed by who calls it."""
+        cells = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
+        modules = [module.read_text() for module in identity.reached(cells) if module.suffix == ".py"]
+        nodes = [node for source in [*modules, *cells[1:]] for node in ast.parse(source).body]
+        imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+        names = {name.split(".")[0] for name in imported} - sys.stdlib_module_names - {"helpers"}
+        sources = packages_distributions()
+        stated = re.search('NEEDS = "[^"]+", "([^"]+)"', cells[0]).group(1).split()
+        given = brought_along(*stated, *needs.ALWAYS, *needs.KEPT, "ipykernel")
+        assert {name for name in names if not given & {needs._normal(source) for source in sources[name]}} == set()
 
     def test_nothing_is_installed_if_nothing_is_missing(self, monkeypatch):
         monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("pip was called"))

@@ -86,7 +86,9 @@ def test_feedback_fits_have_all_to_be_silent_on_their_unstretched_maps(capsys, p
                         columns=["group", "positives", "peak", "left", "accuracy", "stretched", "unstretched"])
     fits.loc[fits.group == "pinet", "positives"] = 7
     claims.check_unstretched(ledger := Ledger("toyshapes"), fits, where="")
-    assert ledger.entries[0].verdict == verdict
+    (entry,) = ledger.entries
+    assert entry.verdict == verdict
+    assert entry.reference is None and "found afterwards" in entry.claim, "our own fits are no reference for them"
     if positives:
         assert tables.unstretched(fits)['always "no"'].to_dict() == {"pinet": 0, "feedback": positives.count(0)}
     else:
@@ -132,6 +134,21 @@ def test_precisions_are_compared_where_there_are_fits_of_both():
     assert compared.loc["pinet", "accuracy"].endswith("(p = 0.69)")
     assert compared.loc["soft", "accuracy"].startswith("0.500 | ") and "(p = 0.02)" in compared.loc["soft", "accuracy"]
     assert "No precisions" in str(tables.precisions(table[table.group == "ensemble"].drop(columns="precision")))
+
+
+def test_the_medians_that_differ_are_shown_with_their_fits(capsys):
+    table = fits_like_the_released(n=6)
+    assert "No median" in str(tables.differences(table))
+    table.loc[table.group == "soft", "naive_score"] = [0.2, 0.6, 0.8, 0.85, 0.891, 0.95]
+    ((name, row),) = tables.differences(table).iterrows()
+    assert name == "PiNet Soft: naive_score"
+    assert row.tolist() == ["0.825 (0.200 to 0.950)", "0.565 (0.272 to 0.891)", "± 0.197", "5 of 6", "2 of 6"]
+    differing = [key for key, verdict in verdicts(table).items() if verdict == "differs"]
+    assert differing == ["naive_score-soft"], "as the ledger says"
+    assert "No median" in str(tables.differences(table[table.seed < 4])), "too few fits"
+    inside = {(g, m): low <= released.TABLE[g][m][0] <= high
+              for g, some in released.RANGES.items() for m, (low, high) in some.items()}  # fmt: skip
+    assert all(inside.values()) and len(inside) == 3 * len(GROUPS)
 
 
 def test_architectures_have_the_published_sizes():

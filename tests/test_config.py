@@ -266,6 +266,33 @@ def test_the_provenance_is_what_the_results_depend_on():
     assert left_out == {"out", "device", "workers", "together", "retrain", "reevaluate", "continue_shipped"}
 
 
+def test_a_relative_out_lies_in_the_repository_wherever_the_notebook_is_executed(tmp_path, monkeypatch):
+    from helpers.causal_graphs.presets import CausalGraphsStudy
+    from helpers.causal_graphs.study import working_folder as graphs
+    from helpers.pinets.floods.fits import working_folder as floods
+    from helpers.pinets.floods.presets import FloodsStudy
+    from helpers.pinets.study import choose_shelf, working_folder
+    from helpers.prototypes.fits import working_folder as prototypes
+    from helpers.prototypes.presets import PrototypesStudy
+    from helpers.self_explaining.fits import working_folder as self_explaining
+    from helpers.self_explaining.presets import SelfExplainingStudy
+
+    elsewhere = tmp_path / "notebooks"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    studies = {"toyshapes": (ToyShapesStudy, working_folder), "floods": (FloodsStudy, floods),
+               "causal_graphs": (CausalGraphsStudy, graphs), "prototypes": (PrototypesStudy, prototypes),
+               "self_explaining": (SelfExplainingStudy, self_explaining)}  # fmt: skip
+    for name, (schema, folder) in studies.items():
+        assert folder(schema()) == tmp_path / "runs" / name
+        assert folder(schema(out="runs/mine")) == tmp_path / "runs" / "mine"
+        assert folder(schema(out=str(elsewhere))) == elsewhere
+        assert str(tmp_path) not in str(schema(out="runs/mine").model_dump()), "no machine's path in what is kept"
+    (tmp_path / "runs" / "mine" / "weights").mkdir(parents=True)
+    assert choose_shelf(ToyShapesStudy(out="runs/mine")).weights.is_relative_to(tmp_path), "it is found again there"
+
+
 def test_a_group_named_twice_is_refused():
     message = refusal(read_parameters, notebook(GROUPS=["cnn", "pinet", "cnn"]), ToyShapesStudy)
     assert "name each group once" in message

@@ -73,6 +73,19 @@ class Votes(nn.Module):
         return Output(self.logits[x.flatten().long()], x, x)
 
 
+def plain(classes, seed=0):
+    """A network that returns a tensor, as most do."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, classes)).eval()
+
+
+def three_classes():
+    """(x, y, masks) with no patch, one in the left half, or one in the right half."""
+    x, _, masks = images(30)
+    half = masks[..., :4].sum((1, 2, 3)) >= masks[..., 4:].sum((1, 2, 3))
+    return x, torch.where(masks.flatten(1).any(1), 2 - half.long(), 0), masks
+
+
 def ones(model, x, target=None):
     return torch.ones(x[:, 0].shape)
 
@@ -308,6 +321,55 @@ def test_an_ensemble_of_copies_is_as_sufficient_as_the_model():
     assert set(together["recursive"].values()) == {alone["recursive"]["accuracy"]}
     for strategy in ("naive", "optimal"):
         assert together[strategy] == pytest.approx(alone[strategy], rel=1e-5), strategy
+
+
+# ----------------------------------------------------------------------------------- any network, any classes
+
+
+def test_a_network_that_returns_a_tensor_is_reported_like_one_that_returns_more():
+    x, y, masks = images()
+    bare, explainer = plain(1), attribution.explainer("input_x_gradient")
+    logits = bare(x).detach()[:, 0]
+    wrapped = nn.Sequential(bare, nn.Flatten(0)).eval()  # [N], as PiNets have it
+    assert torch.equal(predict(bare, x), logits) and torch.equal(predict(wrapped, x), logits)
+    report = mars(bare, explainer, x, y, masks, (x, masks))
+    assert report == mars(wrapped, explainer, x, y, masks, (x, masks))
+    assert report["accuracy"] == ((logits > 0) == (y > 0)).double().mean().item()
+
+
+def test_several_classes_are_counted_and_explained_by_the_highest_logit():
+    x, y, masks = three_classes()
+    model, explainer = plain(3), attribution.explainer("input_x_gradient")
+    logits = model(x).detach()
+    report, predicted = mars(model, explainer, x, y, masks), logits.argmax(1)
+    assert report["accuracy"] == sum(row.index(max(row)) == k for row, k in zip(logits.tolist(), y, strict=True)) / 30
+    heat = explainer(model, x, predicted)
+    assert torch.allclose(explain(model, explainer, x, batch_size=7).heat, heat, atol=1e-6)
+    again = model((heat / heat.max()).abs()[:, None] * x).argmax(1)
+    assert report["recursive"] == {"accuracy": (again == y).double().mean().item()}
+    assert report["shift"] == report["accuracy"] - report["recursive"]["accuracy"]
+
+
+@pytest.mark.parametrize("look", ["hard", "soft"])
+def test_a_pinet_of_three_classes_is_aligned_class_by_class(look):
+    x, y, masks = three_classes()
+    model = pinet(maps=3, aggregator=ScaledSum(3), second_look=look)
+    with torch.no_grad():
+        model.aggregator.weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
+        model.aggregator.bias -= model(x).logits.mean(0)  # so that no class is predicted for all images
+    output, report = model(x), mars(model, own_scores, x, y, masks)
+    predicted = output.logits.argmax(1)
+    assert len(predicted.unique()) > 1, "one read-out would do"
+    assert report["alignment_residual"] < 1e-5, "but for rounding"
+    logits, heat = explain(model, own_scores, x)
+    assert torch.equal(heat, output.scores[torch.arange(30), predicted])
+    assert alignment_residual(model, logits, heat[torch.randperm(30)], x) > 1e-3, "the maps of other images"
+
+
+def test_members_vote_for_classes():
+    members = [Votes([[2.0, 0.0, 1.0]]), Votes([[2.0, 0.0, 1.0]]), Votes([[0.0, 0.0, 9.0]])]
+    values = recursive_accuracy(Ensemble(members), torch.zeros(1, 1, 1, 1), torch.tensor([0]))
+    assert values == {"accuracy": 0, "majority": 1}, "the mean logit is for 2, most members for 0"
 
 
 # --------------------------------------------------------------------------------------------------- aligned

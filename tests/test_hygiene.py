@@ -144,6 +144,21 @@ def test_the_readme_table_is_up_to_date():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_readme_quotes_messages_as_the_code_has_them():
+    """What stands in its table of errors is searched for by the text that is on one's screen."""
+    spoken = [(ROOT / "Makefile").read_text()]
+    for module in (ROOT / "helpers").rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(module.read_text())))
+        docs = {node.value for node in nodes if isinstance(node, ast.Expr)}
+        texts = {node for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        spoken += [node.value for node in texts - docs]
+    table = (ROOT / "README.md").read_text().split("## Troubleshooting")[1].split("\n## ")[0]
+    messages = re.findall("`([^`]+)`", "\n".join(line.split(" | ")[0] for line in table.splitlines()))
+    assert len(messages) > 20
+    pieces = {piece.strip() for text in messages for piece in re.split(r"^Sightline: |\.{3}|<\w+>", text)}
+    assert [piece for piece in sorted(pieces) if not any(piece in text for text in spoken)] == []
+
+
 def test_no_shipped_weights_name_a_folder_of_the_machine_that_made_them():
     shipped = [path for path in tracked() if path.suffix == ".safetensors"]
     assert shipped
@@ -193,6 +208,14 @@ def test_every_requirement_has_an_exact_version_that_fits():
 def test_what_the_bootstrap_cell_fetches_is_this_version():
     assert f'revision="v{__version__}"' in BOOTSTRAP
     assert f"version: {__version__}" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_citation_names_every_work_that_the_readme_asks_to_cite():
+    asked = (ROOT / "README.md").read_text().split("## Citing")[1]
+    cited = re.findall(r"(?:arXiv|OpenReview) (\d{4}\.\d{5}|\w+)", asked)
+    assert len(cited) == 7
+    stated = (ROOT / "CITATION.cff").read_text()
+    assert [work for work in cited if work not in stated] == []
 
 
 def test_the_repository_is_stated_once():

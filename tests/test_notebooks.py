@@ -161,6 +161,18 @@ def test_what_the_source_shows_is_not_taken_for_the_run_that_never_began(tmp_pat
     assert (run.status, run.traceback) == ("timeout", "")
 
 
+def test_what_trains_or_evaluates_anew_may_take_a_day_unless_told_otherwise(tmp_path, monkeypatch):
+    long, usual = notebooks.LONG_TIMEOUT, notebooks.TIMEOUT
+    assert (usual, long) == (30 * 60, 24 * 60 * 60)
+    assert {notebooks.time_limit(given) for given in (None, {}, {"SEED": 3}, {"RETRAIN": False})} == {usual}
+    assert {notebooks.time_limit({name: True, "SEED": 3}) for name in ("RETRAIN", "REEVALUATE")} == {long}
+    monkeypatch.setattr(notebooks, "TIMEOUT", 0.01)
+    monkeypatch.setattr(notebooks, "LONG_TIMEOUT", 0.02)
+    path, out = write(tmp_path / "01_a.ipynb", "pass"), tmp_path / "out.ipynb"
+    for options, seconds in [({}, 0.01), ({"parameters": {"RETRAIN": True}}, 0.02), ({"timeout": 0.03}, 0.03)]:
+        assert notebooks.execute(path, out, **options).error == f"still running after {seconds} s, so it was ended"
+
+
 def test_a_notebook_that_papermill_cannot_start_is_a_failure_with_a_reason(tmp_path):
     (tmp_path / "papermill.py").write_text("raise SystemExit('papermill is broken')")
     path = write(tmp_path / "01_a.ipynb", "pass")
@@ -231,4 +243,8 @@ def test_the_command_line_runs_with_typed_parameters_and_its_exit_code_tells_of_
     assert (
         main(["run", "01", "--out", str(tmp_path), "--timeout", "9", "-p", "SEED", "7", "-p", "PRESET", "quick"]) == 1
     )
-    assert asked == [(tmp_path, ["01"], {"SEED": 7, "PRESET": "quick"}, 9.0)]
+    assert main(["run", "01", "--out", str(tmp_path), "-p", "RETRAIN", "True"]) == 1
+    assert asked == [
+        (tmp_path, ["01"], {"SEED": 7, "PRESET": "quick"}, 9.0),
+        (tmp_path, ["01"], {"RETRAIN": True}, None),  # what the notebook is allowed, see `notebooks.time_limit`
+    ]

@@ -49,10 +49,23 @@ def test_a_setting_of_the_study_goes_to_the_overrides():
     assert of("01").accept(given) == {"OVERRIDES": overrides}
     with pytest.raises(ConfigError, match="unknown setting .*did you mean epochs"):
         of("01").accept({"group.*.training.epoch": 3})
-    with pytest.raises(ConfigError, match="unknown parameter TARGET: did you mean TARGET_IDX"):
-        of("03").accept({"TARGET": 5})
     with pytest.raises(ConfigError, match="group.pinet.training.epochs: Input should be greater"):
         of("01").accept({"group.pinet.training.epochs": 0})
+
+
+def test_the_first_words_of_a_parameter_are_enough_where_only_one_begins_with_them(tmp_path):
+    takes = of("03")
+    assert takes.accept({"TARGET": 5}) == takes.accept({"target": 5}) == {"TARGET_IDX": 5}
+    assert takes.cut_short(["TARGET", "SEED", "N_SAMPLES", "delta"]) == [
+        "03_causal_graphs: TARGET is taken for TARGET_IDX"
+    ]
+    for given, message in [
+        ({"LAYER": "fc1"}, "unknown parameter LAYER: did you mean LAYER_NAME"),  # or LAYER_NAME_SOFT
+        ({"TARG": 5}, "unknown parameter TARG"),
+        ({"TARGET": 5, "TARGET_IDX": 5}, "TARGET_IDX is given twice"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            takes.accept(given)
 
 
 @pytest.mark.parametrize("given", [

@@ -205,6 +205,22 @@ def test_mistakes_are_told_before_anything_runs(tiny, tmp_path, capsys, monkeypa
     assert message in capsys.readouterr().err
 
 
+def test_a_sweep_over_seeds_that_does_not_train_is_warned_of_once(tmp_path, caplog):
+    def warnings(*words):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            assert main(["sweep", "04", *words, "--dry-run", "--out", str(tmp_path)]) == 0
+        return [message for message in caplog.messages if message.startswith("04_self_explaining")]
+
+    seeds = "-p", "SEED", "0:3"
+    warned = ["04_self_explaining: SEED is swept and RETRAIN is not given; seeds that are not shipped need "
+              "-p RETRAIN True"]  # fmt: skip
+    told = "04_self_explaining: few_shot_train is taken for FEW_SHOT_TRAIN_PERCENT"
+    assert warnings(*seeds, "-p", "few_shot_train", "0.02,0.05") == [told, *warned]
+    assert warnings(*seeds, "-p", "REEVALUATE", "True") == warned
+    assert warnings(*seeds, "-p", "RETRAIN", "True") == warnings("-p", "SEED", "3") == []
+
+
 def test_without_dask_its_engine_says_what_to_install(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     assert main(["sweep", "01", "--out", str(tmp_path), "--engine", "dask", "--address", "tcp://127.0.0.1:9"]) == 2
@@ -257,7 +273,7 @@ def executed(tiny, tmp_path, monkeypatch):
 
     def prepare(*outcomes):
         def execute(notebook, out, parameters, timeout, env, stopped, mark):
-            calls.append((parameters, env))
+            calls.append((parameters, env, timeout))
             if stopped():
                 raise notebooks.Stopped
             return replace(outcomes[len(calls) - 1], path=out)
@@ -358,6 +374,7 @@ def test_a_run_gets_its_out_and_its_threads(tiny, tmp_path, executed):
     runs.run(job)
     assert calls[0][0] == {"SEED": 1, "RATE": 2, "OUT": str(job.folder / "out")}
     assert {calls[0][1][name] for name in runs.THREADS} == {"3"}
+    assert calls[0][2] is None, "as long as its parameters are allowed"
     assert engines.share_of_cores(10_000) == 1 and engines.share_of_cores(1) == os.cpu_count()
 
 

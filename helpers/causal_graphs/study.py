@@ -60,14 +60,14 @@ class Shelf(StudyShelf):
 
 def working_folder(study: CausalGraphsStudy) -> Path:
     """Where new weights and results go: ``OUT``, or ``runs/causal_graphs``."""
-    return Path(study.out) if study.out else config.ROOT / "runs" / STUDY
+    return study.out_folder(STUDY)
 
 
 def choose_shelf(study: CausalGraphsStudy) -> Shelf:
     """The working folder when training or measuring, or when ``OUT`` names one that holds this study; else what is
     shipped."""
     anew = study.retrain or study.reevaluate
-    if anew or (study.out and any((Path(study.out) / kind).is_dir() for kind in ("weights", "results"))):
+    if anew or (study.out and any((working_folder(study) / kind).is_dir() for kind in ("weights", "results"))):
         return Shelf(working_folder(study))
     return Shelf()
 

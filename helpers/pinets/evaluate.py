@@ -11,9 +11,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helpers import metrics
+from helpers.attribution.base import logits_of
 from helpers.pinets.models import CNN, Ensemble, PiNet
 
 LEVELS = (0.5, 0.75, 0.9)  # satisfaction levels of the detection range
@@ -25,7 +27,7 @@ Explainer = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
 
 
 class Explained(NamedTuple):
-    """``logits`` [N] and raw ``heat`` [N, H, W] of a data set, on the CPU in float32."""
+    """``logits`` [N], or [N, K] of several classes, and raw ``heat`` [N, H, W] of a data set, on the CPU in float32."""
 
     logits: Tensor
     heat: Tensor
@@ -40,27 +42,31 @@ def own_scores(model: PiNet | Ensemble, x: Tensor, target: Tensor | None = None)
 
 
 def explain(model: nn.Module, explainer: Explainer, x: Tensor, batch_size: int = 100) -> Explained:
-    """Logits and maps of the images ``x`` [N, C, H, W], computed in eval mode and batches."""
+    """Logits and maps of the images ``x`` [N, C, H, W], computed in eval mode and batches. Of several classes it is
+    the predicted one that is explained."""
     parts = []
     for chunk in x.split(batch_size):
         if explainer is own_scores:  # both from one pass
             with torch.inference_mode():
                 output = model(chunk)
-            parts.append((output.logits, _flat(output.scores, None)))
+            parts.append((output.logits, _flat(output.scores, _predicted(output.logits))))
         else:
-            parts.append((predict(model, chunk), explainer(model, chunk, None)))
+            logits = predict(model, chunk)
+            parts.append((logits, explainer(model, chunk, _predicted(logits))))
     return Explained(*(torch.cat([part.float().cpu() for part in column]) for column in zip(*parts, strict=True)))
 
 
 def predict(model: nn.Module, x: Tensor, batch_size: int = 100) -> Tensor:
-    """The logits [N] of ``x`` [N, C, H, W]."""
+    """The logits of ``x`` [N, C, H, W]: [N], or [N, K] of K > 1 classes, of any network that gives some."""
     with torch.inference_mode():
-        return torch.cat([model(chunk).logits for chunk in x.split(batch_size)])
+        logits = torch.cat([logits_of(model, chunk) for chunk in x.split(batch_size)])
+    return logits[:, 0] if logits.shape[1] == 1 else logits
 
 
 def accuracy(logits: Tensor, y: Tensor) -> float:
-    """Share of images on the right side of 0."""
-    return float(((logits > 0) == (y > 0)).double().mean())
+    """Share of images on the right side of 0; of ``logits`` [N, K], of those whose class ``y`` [N] has the highest."""
+    right = (logits > 0) == (y > 0) if logits.ndim == 1 else logits.argmax(1) == y
+    return float(right.double().mean())
 
 
 def normalise(heat: Tensor, scale: float | None = None) -> Tensor:
@@ -79,9 +85,10 @@ def mars(
 ) -> dict[str, Any]:
     """The report of one model and explainer on images ``x`` [N, C, H, W], labels ``y`` [N], masks [N, 1, H, W].
 
-    ``validation``: (x, masks) on which scale and threshold are chosen for the entry ``validated``; the entry
-    ``optimal`` takes the best threshold on the *test* masks, an oracle, as the paper does. Raises ``ValueError`` if
-    ``model`` is not in eval mode, or no image of a set has a target.
+    The model gives one logit an image (labels 0 and 1) or one for each of K classes (labels 0 to K - 1), of which the
+    map explains the predicted one. ``validation``: (x, masks) on which scale and threshold are chosen for the entry
+    ``validated``; the entry ``optimal`` takes the best threshold on the *test* masks, an oracle, as the paper does.
+    Raises ``ValueError`` if ``model`` is not in eval mode, or no image of a set has a target.
     """
     if model.training:
         raise ValueError("the model is in training mode: call model.eval() first")
@@ -112,11 +119,15 @@ def recursive_accuracy(model: nn.Module, explained: Tensor, y: Tensor) -> dict[s
     """Accuracy on the explained part of the images [N, C, H, W] alone.
 
     Of an ensemble: by the mean logit, and beside it by ``majority`` and by the published bundle's ``legacy`` rule,
-    which averages hard votes and then takes sigmoid > 0.5: positive as soon as one member says so.
+    which averages hard votes and then takes sigmoid > 0.5: positive as soon as one member says so. Of several classes
+    it knows nothing.
     """
     if not isinstance(model, Ensemble):
         return {"accuracy": accuracy(predict(model, explained), y)}
     logits = torch.stack([predict(member, explained) for member in model.members])
+    if logits.ndim == 3:
+        votes = F.one_hot(logits.argmax(2), logits.shape[2]).double().mean(0)
+        return {"accuracy": accuracy(logits.mean(0), y), "majority": accuracy(votes, y)}
     votes = (logits > 0).double().mean(0)
     return {
         "accuracy": accuracy(logits.mean(0), y),
@@ -129,17 +140,25 @@ def alignment_residual(model: nn.Module, logits: Tensor, heat: Tensor, x: Tensor
     """Share of the logits' variance that no linear read-out ``c * sum(map) + d`` of the map gives: 0 is aligned.
 
     The map is read as the model reads it (times x under a hard second look, alone under a soft one); of a model that
-    reads no map, the reading that fits better. 0 up to rounding for a PiNet by construction, which this checks.
+    reads no map, the reading that fits better. 0 up to rounding for a PiNet by construction, which this checks. Of
+    several classes it is the logit of the predicted one, and each class has a read-out of its own.
     """
     readings = {"hard": (heat[:, None] * x).double().sum((1, 2, 3)), "soft": heat.double().sum((1, 2))}
     look = getattr(model, "second_look", None)
-    target = logits.double() - logits.double().mean()
+    predicted = _predicted(logits)
+    if predicted is None:
+        classes = [torch.ones(len(logits), dtype=torch.bool)]
+    else:
+        logits, classes = logits.amax(1), [predicted == k for k in predicted.unique()]
+    targets = [_centred(logits[rows]) for rows in classes]
+    variance = sum(target @ target for target in targets)
     residuals = []
     for total in [readings[look]] if look else readings.values():
-        total = total - total.mean()
-        explained = (total @ target) ** 2 / ((total @ total) * (target @ target)).clamp_min(1e-300)
-        residuals.append(1 - float(explained))
-    return max(0.0, min(residuals)) if target.any() else 0.0  # equal logits leave nothing to read
+        totals = [_centred(total[rows]) for rows in classes]
+        pairs = zip(totals, targets, strict=True)
+        explained = sum((total @ target) ** 2 / (total @ total).clamp_min(1e-300) for total, target in pairs)
+        residuals.append(1 - float(explained / variance))
+    return max(0.0, min(residuals)) if variance > 0 else 0.0  # equal logits leave nothing to read
 
 
 def identity_error(model: PiNet | Ensemble, x: Tensor) -> float:
@@ -176,6 +195,15 @@ def _validated(
 def _at(curve: metrics.DetectionCurve, index: int) -> dict[str, float]:
     names = {"threshold": curve.thresholds, "tdr": curve.tdr, "tar": curve.tar, "score": curve.score}
     return {name: float(values[index]) for name, values in names.items()}
+
+
+def _predicted(logits: Tensor) -> Tensor | None:
+    """The classes [N] of ``logits`` [N, K]; None where there is but one logit an image."""
+    return logits.argmax(1) if logits.ndim == 2 else None
+
+
+def _centred(values: Tensor) -> Tensor:
+    return values.double() - values.double().mean()
 
 
 def _flat(scores: Tensor, target: Tensor | None) -> Tensor:

@@ -62,6 +62,17 @@ TABLE: dict[str, dict[str, tuple[float, float, float]]] = {
     },
 }
 
+# group: metric: (lowest, highest) of the fits
+RANGES: dict[str, dict[str, tuple[float, float]]] = {
+    "cnn": {"naive_score": (0.314, 0.432), "optimal_score": (0.919, 0.962), "shift": (0.091, 0.418)},
+    "naive": {"naive_score": (0.025, 0.061), "optimal_score": (0.350, 0.438), "shift": (0.265, 0.642)},
+    "soft": {"naive_score": (0.272, 0.891), "optimal_score": (0.540, 0.954), "shift": (0.003, 0.647)},
+    "pinet": {"naive_score": (0.316, 0.927), "optimal_score": (0.809, 0.961), "shift": (0.0, 0.605)},
+    "feedback": {"naive_score": (0.405, 0.881), "optimal_score": (0.905, 0.959), "shift": (-0.004, 0.550)},
+    "ensemble": {"naive_score": (0.502, 0.775), "optimal_score": (0.921, 0.948), "legacy_shift": (0.0, 0.030)},
+    "strong": {"naive_score": (0.670, 0.977), "optimal_score": (0.958, 0.994), "shift": (0.006, 0.626)},
+}
+
 # group: medians of TDR and TAR at the oracle threshold
 OPTIMAL_RATES = {
     "cnn": (0.990, 0.952),

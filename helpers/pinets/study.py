@@ -74,12 +74,12 @@ class Shelf(StudyShelf):
 
 def working_folder(study: ToyShapesStudy) -> Path:
     """Where new weights and results go: ``OUT``, or ``runs/toyshapes``."""
-    return Path(study.out) if study.out else config.ROOT / "runs" / STUDY
+    return study.out_folder(STUDY)
 
 
 def choose_shelf(study: ToyShapesStudy) -> Shelf:
     """The working folder when training, or when ``OUT`` names one that holds this study; else what is shipped."""
-    if study.retrain or (study.out and (Path(study.out) / "weights").is_dir()):
+    if study.retrain or (study.out and (working_folder(study) / "weights").is_dir()):
         return Shelf(working_folder(study))
     return Shelf()
 

@@ -9,7 +9,7 @@ from helpers.figures import Note
 from helpers.pinets import released
 from helpers.pinets.evaluate import LEVELS
 from helpers.pinets.fits import build
-from helpers.pinets.presets import ToyShapesStudy
+from helpers.pinets.presets import LABELS, ToyShapesStudy
 
 METRICS = ("accuracy", "naive_score", "optimal_score", "recursive", "shift")
 FEWEST = 3  # fits, where two sets of them are compared
@@ -42,6 +42,28 @@ def medians(table: pd.DataFrame) -> pd.DataFrame:
             row[metric] = f"{fits[metric].median():.3f}" + (f" ({reference[0]:.3f})" if reference else "")
         rows[group] = row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("ours (released)")
+
+
+def differences(table: pd.DataFrame) -> pd.DataFrame | Note:
+    """The medians that differ from the released ones by `released.RULE`, with all the fits behind them: median (lowest
+    to highest), and how many of ours lie above the released median and outside the released range."""
+    rows = {}
+    for group, fits in _accepted(table):
+        for metric, (low, high) in released.RANGES[group].items():
+            median, values = released.TABLE[group][metric][0], fits[metric]
+            wide = released.tolerance(group, metric) + 1e-9  # as `Ledger.within` has it
+            if len(fits) >= released.MIN_FITS and abs(values.median() - median) > wide:
+                outside = int((~values.round(3).between(low, high)).sum())
+                rows[f"{LABELS[group]}: {metric}"] = {
+                    "ours": f"{values.median():.3f} ({values.min():.3f} to {values.max():.3f})",
+                    "released": f"{median:.3f} ({low:.3f} to {high:.3f})",
+                    "tolerance": f"± {released.tolerance(group, metric):.3f}",
+                    "above its median": f"{(values > median).sum()} of {len(fits)}",
+                    "outside its range": f"{outside} of {len(fits)}",
+                }
+    if not rows:
+        return Note(f"No median of {released.MIN_FITS} fits or more differs.")
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def precisions(table: pd.DataFrame) -> pd.DataFrame | Note:

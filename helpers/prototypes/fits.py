@@ -82,7 +82,7 @@ class Fit:
 
 def working_folder(study: PrototypesStudy) -> Path:
     """The folder of new fits: ``OUT``, or ``runs/prototypes``."""
-    return Path(study.out) if study.out else config.ROOT / "runs" / STUDY
+    return study.out_folder(STUDY)
 
 
 def weights_path(out: Path, fit: Fit) -> Path:

@@ -147,7 +147,7 @@ def check_model_pt(study: SelfExplainingStudy) -> None:
 
 def working_folder(study: SelfExplainingStudy) -> Path:
     """The folder of new runs: ``OUT``, or ``runs/self_explaining``."""
-    return Path(study.out) if study.out else config.ROOT / "runs" / weights.STUDY
+    return study.out_folder(weights.STUDY)
 
 
 def run_folder(out: Path, fit: Fit) -> Path:

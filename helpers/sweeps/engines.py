@@ -70,8 +70,8 @@ def dask(address: str) -> Iterator[Engine]:
         there = {"the scheduler": client.run_on_scheduler(has_helpers), **client.run(has_helpers)}
         if lacking := [name for name, found in there.items() if not found]:
             raise ConfigError(
-                f"`helpers` cannot be imported by: {', '.join(lacking)}; start scheduler and workers in the "
-                "repository's folder, or with it in PYTHONPATH"
+                f"`helpers` cannot be imported by: {', '.join(lacking)}; start scheduler and workers "
+                "with the repository's folder in PYTHONPATH"
             )
         pool = client.get_executor(pure=False)
         yield Engine(lambda job: pool.submit(run, job), lambda: sum(client.nthreads().values()), lambda: None)

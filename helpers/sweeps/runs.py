@@ -9,6 +9,7 @@ finished in ``out/`` it finds again, so a run that was cut off goes on where it 
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import time
@@ -21,7 +22,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .. import artifacts, config, ledger, lifeline, notebooks, report
-from ..notebooks import TIMEOUT
 from ..parameters import Signature, signature
 from .identity import identities, identity
 
@@ -29,6 +29,8 @@ RETRIES = 2
 """At most so many more attempts at a run that fails."""
 
 PATIENCE = 10.0  # seconds that a run waits for another sweep that executes it, before others have their turn
+
+log = logging.getLogger(__name__)
 
 FINAL = ("ConfigError", "ArtifactError", "TorchvisionError")  # errors that say what to do, and would come again
 
@@ -46,7 +48,7 @@ class Job:
     store: str
     chosen: Mapping[str, Any] = field(default_factory=dict)  # what the command line says of it, as it says it
     takes_out: bool = True
-    timeout: float = TIMEOUT
+    timeout: float | None = None  # seconds an attempt; None: what its parameters are allowed (`time_limit`)
     retries: int = RETRIES
     threads: int | None = None  # of its numerical libraries; None: as the environment says
     since: float = 0.0  # a failure that is recorded later than this is not tried again
@@ -60,7 +62,10 @@ class Job:
 
 
 def plan(notebook: Path, grid: list[dict[str, Any]], store: Path, **options: Any) -> list[Job]:
-    """The runs of ``notebook`` over ``grid``, checked. Raises `ConfigError` for what its parameters do not allow."""
+    """The runs of ``notebook`` over ``grid``, checked. Raises `ConfigError` for what its parameters do not allow.
+
+    Says so where ``SEED`` is swept and nothing is trained: most seeds are not shipped.
+    """
     takes, jobs = signature(notebook), {}
     identify = identities(notebook, takes)
     for chosen in grid:
@@ -70,7 +75,14 @@ def plan(notebook: Path, grid: list[dict[str, Any]], store: Path, **options: Any
         job = Job(str(notebook.resolve()), accepted, identify(accepted), str(store.resolve()),
                   _named(chosen, takes), "OUT" in takes.defaults, since=time.time(), **options)  # fmt: skip
         jobs.setdefault(job.identity, job)
-    return list(jobs.values())
+    for line in takes.cut_short(grid[0]):
+        log.info(line)
+    planned = list(jobs.values())
+    seeds = {job.parameters.get("SEED") for job in planned if not job.parameters.get("RETRAIN")}
+    if "RETRAIN" in takes.defaults and len(seeds) > 1:
+        log.warning("%s: SEED is swept and RETRAIN is not given; seeds that are not shipped need -p RETRAIN True",
+                    notebook.stem)  # fmt: skip
+    return planned
 
 
 def run(job: Job, stopped: Callable[[], bool] = lambda: False) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def members(study: FloodsStudy) -> list[Member]:
 
 def working_folder(study: FloodsStudy) -> Path:
     """Where new weights and results go: ``OUT``, or ``runs/floods``."""
-    return Path(study.out) if study.out else config.ROOT / "runs" / STUDY
+    return study.out_folder(STUDY)
 
 
 # ------------------------------------------------------------------------------------------------------ data
