@@ -79,7 +79,7 @@ def test_the_or_vote_claim_needs_both_rules(capsys):
     assert ledger.entries[0].verdict == "reproduced"
 
 
-@pytest.mark.parametrize(("positives", "verdict"), [([0] * 5, "reproduced"), ([0, 0, 0, 0, 1], "differs"),
+@pytest.mark.parametrize(("positives", "verdict"), [([0] * 5, "holds"), ([0, 0, 0, 0, 1], "fails"),
                                                     ([0] * 4, "not verified"), ([], "not verified")])  # fmt: skip
 def test_feedback_fits_have_all_to_be_silent_on_their_unstretched_maps(capsys, positives, verdict):
     fits = pd.DataFrame([(group, n, 0.1, 0.02, 1.0, 0.9, 0.4) for group in ("pinet", "feedback") for n in positives],
