@@ -210,10 +210,10 @@ def record(seed, **changes):
 
 def test_graphs_are_judged_beside_their_controls():
     good = [record(seed) for seed in range(3)]
-    assert set(verdict(claims.check_surgery, good).values()) == {"reproduced"}
+    assert set(verdict(claims.check_surgery, good).values()) == {"holds"}
     random_too = [record(seed, random_cut_recall=[0.0, 0.9], random_kept_auroc=[0.995]) for seed in range(3)]
     bad = verdict(claims.check_surgery, random_too)
-    assert bad["necessary"] == bad["sufficient"] == "differs" and bad["specific"] == "reproduced"
+    assert bad["necessary"] == bad["sufficient"] == "fails" and bad["specific"] == "holds"
     assert set(verdict(claims.check_surgery, good[:2]).values()) == {"not verified"}
 
 
