@@ -96,6 +96,15 @@ def use(monkeypatch, made=None):
     monkeypatch.setattr(tuning, "sets", loader)
 
 
+def check_prose_calls(explorer, notebook):
+    """Every call that the prose names can be made, and does what it says."""
+    calls = prose_calls(notebook)
+    assert calls
+    for call in calls:
+        explorer.select(**call)
+        assert {name: getattr(explorer.state, name) for name in call} == call
+
+
 def prose_calls(notebook):
     """The keyword arguments of each ``explorer.select(...)`` that the prose of a notebook names."""
     cells = json.loads((config.ROOT / "notebooks" / f"{notebook}.ipynb").read_text())["cells"]

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from proto_small import prose_calls
+from proto_small import check_prose_calls
 
 from helpers import artifacts, config
 from helpers.artifacts import ArtifactError
@@ -324,11 +324,7 @@ def test_choices_that_cannot_be_are_refused(explorer, changes, message):
 
 
 def test_what_the_notebook_tells_to_call_works(explorer):
-    calls = prose_calls("06_prototype_evaluation")
-    assert calls
-    for call in calls:
-        explorer.select(**call)
-        assert {name: getattr(explorer.state, name) for name in call} == call
+    check_prose_calls(explorer, "06_prototype_evaluation")
 
 
 def test_the_slider_answers_when_it_is_let_go(explorer):

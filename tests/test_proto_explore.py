@@ -8,7 +8,7 @@ import proto_patches
 import pytest
 import torch
 from PIL import ImageColor
-from proto_small import prose_calls
+from proto_small import check_prose_calls
 
 from helpers import widgets
 from helpers.config import ConfigError, data_config
@@ -254,11 +254,7 @@ def test_it_opens_on_the_first_bird_as_it_is(untouched):
 
 
 def test_what_the_notebook_tells_to_call_works(explorer):
-    calls = prose_calls("05_prototypes")
-    assert calls
-    for call in calls:
-        explorer.select(**call)
-        assert {name: getattr(explorer.state, name) for name in call} == call
+    check_prose_calls(explorer, "05_prototypes")
 
 
 def test_one_steps_through_all_birds_or_those_of_a_class(explorer):

@@ -49,16 +49,17 @@ def mean_and_deviation(found: pd.Series) -> str:
     found = found.dropna()
     if not len(found):
         return ""
-    digits, varies = _digits(found), found.std() > ROUNDING * abs(found.mean())  # of one number: NaN, which is not
-    spread = f" ± {found.std():.{digits}f}" if varies else ""
-    return f"{found.mean():.{digits}f}{spread}"
+    places, varies = digits(found), found.std() > ROUNDING * abs(found.mean())  # of one number: NaN, which is not
+    spread = f" ± {found.std():.{places}f}" if varies else ""
+    return f"{found.mean():.{places}f}{spread}"
 
 
 def median(found: pd.Series) -> str:
     """Nothing where nothing was measured."""
     found = found.dropna()
-    return f"{found.median():.{_digits(found)}f}" if len(found) else ""
+    return f"{found.median():.{digits(found)}f}" if len(found) else ""
 
 
-def _digits(found: pd.Series) -> int:
+def digits(found: pd.Series) -> int:
+    """After the point, of numbers that stand in one cell."""
     return 2 if found.abs().max() < 10 else 1

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from helpers.prototypes import tables
-from helpers.prototypes.tables import mean_and_deviation
+from helpers.prototypes.tables import digits, mean_and_deviation
 
 CONSISTENCY = {
     "soft_consistency": "consistency, %",
@@ -83,5 +83,5 @@ def _hull(found: pd.DataFrame) -> str:
     ends = found.astype(float).dropna()
     if not len(ends):
         return ""
-    digits = 2 if ends.abs().max(axis=None) < 10 else 1
-    return f"{ends.low.min():.{digits}f} to {ends.high.max():.{digits}f}"
+    places = digits(ends.stack())
+    return f"{ends.low.min():.{places}f} to {ends.high.max():.{places}f}"
