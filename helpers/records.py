@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -110,16 +111,19 @@ def collect(
     run: Callable[[M], None],
     measure: Callable[[M, S], dict[str, Any]],
     working_folder: Path,
+    prepare: Callable[[Sequence[M], Executor], None] | None = None,
 ) -> list[dict[str, Any]]:
     """The records of ``members`` on ``shelf``: with ``REEVALUATE`` `reevaluate`d, with ``RETRAIN`` what is missing
-    made by ``run`` in the working folder, ``workers`` of them side by side. Raises `ArtifactError` for a record that is
-    missing, damaged or stale."""
+    made by ``run`` in the working folder, ``workers`` of them side by side, after ``prepare`` made what several of them
+    share. Raises `ArtifactError` for a record that is missing, damaged or stale."""
     if study.reevaluate:
         shelf = reevaluate(shelf, members, measure, working_folder)
     if study.retrain:
         artifacts.ensure_writable(working_folder)
         missing = [member for member in members if shelf.record(member) is None]
         with workers.executor(study.workers) as executor:
+            if prepare:
+                prepare(missing, executor)
             for member, done in [(member, executor.submit(run, member)) for member in missing]:
                 done.result()
                 log.info("%s is done", member.name)

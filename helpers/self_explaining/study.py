@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from helpers import artifacts, config, records, workers
+from helpers import artifacts, config, records
 from helpers.config import ConfigError, suggest
 from helpers.records import RecordShelf, columns, rounded
 from helpers.self_explaining import evaluate, fits, phases
@@ -122,26 +123,13 @@ def collect(study: SelfExplainingStudy) -> list[dict[str, Any]]:
     """The records of all `members`. ``RETRAIN`` trains and measures what ``OUT`` does not hold yet; ``REEVALUATE``
     measures anew what there are weights of, and keeps the records of the others. Else all are read. Raises
     `ArtifactError` for a record that is missing, damaged or stale, and `ConfigError` for WORKERS beside TOGETHER."""
-    shelf, wanted = choose_shelf(study), members(study)
-    if study.reevaluate:
-        shelf = records.reevaluate(shelf, wanted, measure, fits.working_folder(study))
-    if study.retrain:
-        if study.together > 1 and study.workers > 1:
-            raise ConfigError(
-                f"TOGETHER = {study.together} is for one process, WORKERS = {study.workers} for several: set one to 1"
-            )
-        artifacts.ensure_writable(fits.working_folder(study))
-        missing = [member for member in wanted if shelf.record(member) is None]
-        if study.together > 1:
-            _train_stacks(study, missing)
-        with workers.executor(study.workers) as executor:
-            encoders = dict.fromkeys(member.encoder for member in missing)  # several members share one
-            for done in [executor.submit(_train_encoder, encoder) for encoder in encoders]:
-                done.result()
-            for member, done in [(member, executor.submit(run, member)) for member in missing]:
-                done.result()
-                log.info("%s is done", member.name)
-    return shelf.all_of(wanted)
+    if study.retrain and study.together > 1 and study.workers > 1:
+        raise ConfigError(
+            f"TOGETHER = {study.together} is for one process, WORKERS = {study.workers} for several: set one to 1"
+        )
+    return records.collect(
+        study, choose_shelf(study), members(study), run, measure, fits.working_folder(study), prepare=_train_shared
+    )
 
 
 def run(member: Member) -> None:
@@ -156,10 +144,19 @@ def run(member: Member) -> None:
     shelf.keep(measure(member, shelf))
 
 
-def _train_stacks(study: SelfExplainingStudy, missing: Sequence[Member]) -> None:
-    """Train what `run` will read of ``missing``: encoders, then fits, so many seeds of each together."""
+def _train_shared(missing: Sequence[Member], executor: Executor) -> None:
+    """The encoders that several of ``missing`` share; with TOGETHER their fits as well, for `run` to read."""
+    encoders = list(dict.fromkeys(member.encoder for member in missing))
+    if missing and missing[0].study.together > 1:
+        _train_stacks(missing[0].study, encoders + [member.fit for member in missing])
+    for done in [executor.submit(_train_encoder, encoder) for encoder in encoders]:
+        done.result()
+
+
+def _train_stacks(study: SelfExplainingStudy, wanted: Sequence[Fit]) -> None:
+    """Train ``wanted``, so many seeds of the same settings together."""
     alike: dict[Fit, list[Fit]] = {}
-    for fit in dict.fromkeys([member.encoder for member in missing] + [member.fit for member in missing]):
+    for fit in dict.fromkeys(wanted):
         alike.setdefault(replace(fit, seed=0), []).append(fit)
     for seeds in alike.values():
         for first in range(0, len(seeds), study.together):
