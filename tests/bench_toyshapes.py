@@ -30,8 +30,9 @@ THREADS = 2  # the issue's machine
 
 
 def study_of(epochs: int, n_images: int, device: str = "cpu") -> ToyShapesStudy:
-    """The paper's PiNet, and its batches of 32 and three validations an epoch."""
-    changes = {"data.n_images": n_images, "group.pinet.training.epochs": epochs}
+    """The paper's PiNet, and its batches of 32 and three validations an epoch; in bfloat16 where that is faster."""
+    training = {"epochs": epochs, "precision": "auto"}
+    changes = {"data.n_images": n_images} | {f"group.pinet.training.{name}": value for name, value in training.items()}
     return ToyShapesStudy(device=device).override(changes)
 
 

@@ -279,7 +279,7 @@ def test_a_digest_is_of_the_settings_that_the_weights_depend_on():
         assert fit.digest(small(**same)) == fit.digest(base), same
     for other in ({"data.hollow": 0.5}, {"group.pinet.model.width": 5}, {"group.pinet.training.epochs": 4}):
         assert fit.digest(small(**other)) != fit.digest(base), other
-    assert Fit("pinet", 0).digest(ToyShapesStudy()) == "b10eb4f0576b", "records that are shipped depend on it"
+    assert Fit("pinet", 0).digest(ToyShapesStudy()) == "3450ed36b618", "records that are shipped depend on it"
 
 
 # -------------------------------------------------------------------------------------------------- the gates
@@ -568,6 +568,40 @@ def test_weights_of_the_first_fits_only_are_shipped_and_records_of_all(made, els
     assert artifacts.verify_tree(elsewhere)[0] == []
 
 
+def test_the_first_fits_that_have_their_weights_are_shipped_with_them(made, elsewhere, tmp_path, monkeypatch):
+    """Of a training over many sessions the weights of the first may be gone."""
+    monkeypatch.setattr(publish, "SHIPPED", dict.fromkeys(made.groups, 1))
+    some = Path(shutil.copytree(made.out, tmp_path / "some"))
+    (some / "weights" / "pinet" / "0.safetensors").unlink()
+    publish.publish(made.override({"out": str(some)}))
+    assert sorted(path.name for path in (elsewhere / "weights" / "toyshapes" / "pinet").iterdir()) == ["1.safetensors"]
+    read = made.override({"out": ""})
+    shown = examples.maps(collect(read), read, Shelf(), fits.test_set(read).x[:1], ["pinet", "cnn"])
+    assert {example.record["fit"] for example in shown.values()} == {"pinet/1", "cnn/0"}
+    (elsewhere / "weights" / "toyshapes" / "pinet" / "1.safetensors").unlink()
+    message = refusal(examples.maps, collect(read), read, Shelf(), fits.test_set(read).x[:1], ["pinet"])
+    assert "pinet/1.safetensors" in message, "what was shipped and is gone is an error"
+
+
+def test_fits_in_bfloat16_are_shipped_as_a_table(made, elsewhere, tmp_path):
+    publish.publish(made)
+    assert study.shipped_control(made).empty
+    both = made.override({"out": str(shutil.copytree(made.out, tmp_path / "both"))})
+    low = study.control(both)
+    assert low.out == str(tmp_path / "both" / "bfloat16") and low.group.cnn.training.precision == "bfloat16"
+    untrained(Path(low.out), TINY | {"groups": ["cnn", "pinet"], "group.*.training.precision": "bfloat16"})
+    publish.publish(both)
+    table = study.shipped_control(made.override({"out": ""}))
+    assert table.fit.tolist() == ["cnn/0", "cnn/1", "pinet/0", "pinet/1"] and table.accepted.all()
+    ours = study.frame(collect(made)).set_index("fit").loc[table.fit]
+    assert table.naive_score.tolist() == pytest.approx(ours.naive_score.tolist(), abs=1e-5), "the same first weights"
+    publish.publish(made)  # from a folder without them
+    assert study.shipped_control(made).equals(table) and artifacts.verify_tree(elsewhere)[0] == []
+    assert study.shipped_control(made.override({"group.cnn.training.epochs": 7})).group.unique().tolist() == ["pinet"]
+    assert study.shipped_control(made.override({"test_images": 15})).empty
+    assert study.shipped_control(made.override({"groups": ["cnn"]})).group.unique().tolist() == ["cnn"]
+
+
 def test_publishing_again_replaces_the_whole_set(made, elsewhere):
     stray = elsewhere / "results" / "toyshapes" / "stray.json"
     for _ in range(2):
@@ -583,7 +617,7 @@ def test_what_cannot_be_published_leaves_what_is_shipped_alone(made, elsewhere, 
     broken = shutil.copytree(made.out, tmp_path / "broken")
     (broken / "weights" / "strong" / "1.safetensors").unlink()
     message = refusal(publish.publish, made.override({"out": str(broken)}))
-    assert "the weights that the record of strong/1 was computed from are not there" in message
+    assert "2 fits of strong are shipped with their weights, but of the accepted only 1 have" in message
     message = refusal(publish.publish, made.override({"group.pinet.training.epochs": 7}))
     assert "computed with other data, model or training settings" in message
     assert contents(elsewhere) == before

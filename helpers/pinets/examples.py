@@ -51,9 +51,9 @@ def load_model(record: dict[str, Any], study: ToyShapesStudy, shelf: Shelf):
     return shelf.model(Fit(group, int(seed)), study)
 
 
-def first_accepted(records: list[dict[str, Any]], *groups: str) -> dict[str, Any] | None:
-    """The first accepted fit of the first of ``groups`` that has one; None where none has."""
-    accepted = [record for record in records if record["training"]["accepted"]]
+def first_accepted(records: list[dict[str, Any]], shelf: Shelf, *groups: str) -> dict[str, Any] | None:
+    """The first accepted fit whose weights are on the ``shelf``, of the first of ``groups`` with one; else None."""
+    accepted = [record for record in records if record["training"]["accepted"] and shelf.at_hand(record)]
     return next((record for group in groups for record in accepted if record["group"] == group), None)
 
 
@@ -66,10 +66,11 @@ def positives(test: Tensors, *ranks: int) -> Tensors:
 def maps(
     records: list[dict[str, Any]], study: ToyShapesStudy, shelf: Shelf, x: Tensor, groups: Sequence[str] = GROUPS
 ) -> dict[str, Example]:
-    """The first accepted fit of each of the ``groups`` that the study has, on the images ``x`` [n, 1, H, W]."""
+    """Of each of the ``groups`` that the study has the first accepted fit with weights, on the images ``x``
+    [n, 1, H, W]."""
     found = {}
     for group in filter(set(groups).__contains__, study.groups):
-        if (record := first_accepted(records, group)) is None:
+        if (record := first_accepted(records, shelf, group)) is None:
             continue
         model = load_model(record, study, shelf)
         logits, heat = evaluate.explain(model, evaluate.default_explainer(model), x)

@@ -43,7 +43,11 @@ class Training(Settings):
         "positives drawn at random, batches shuffled",
     )
     mask_budget: int = Field(25, ge=0, description="masks that strong supervision may see under the rule `budget`")
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "float32",
+        description="the paper's; bfloat16 is faster where the hardware multiplies in it, and auto takes it there; "
+        "whether the fits stay the same is looked into in notebook 01, section 4",
+    )
 
 
 class Group(Settings):

@@ -1,6 +1,7 @@
 """``python -m helpers.pinets.publish``: make what was trained in the working folder what is shipped.
 
-Ships the records of all fits, the weights of the first few, the table and the key figure.
+Ships the records of all fits, the weights of the first few, the table, that of the fits in bfloat16 beside it, and the
+key figure.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from helpers import artifacts, config, figures, runtime, training
 from helpers.pinets import examples, fits, pictures
 from helpers.pinets.fits import Fit
 from helpers.pinets.presets import GROUPS, ToyShapesStudy
-from helpers.pinets.study import Shelf, checked, frame, working_folder
+from helpers.pinets.study import CONTROL, Shelf, checked, control, control_frame, frame, working_folder
 from helpers.shelf import shipping
 
 SHIPPED_USUALLY = 3  # accepted fits a group whose weights are shipped, to keep the repository small
@@ -38,12 +41,12 @@ def publish(study: ToyShapesStudy) -> dict[str, int]:
             counts[group] = len(accepted)
             for record in records:
                 artifacts.save_json(new.record_path(record["fit"]), _with_history(record, out, study))
-            for record in accepted[: SHIPPED.get(group, SHIPPED_USUALLY)]:
-                _take_weights(record, new.weights, [shelf.weights, Shelf().weights])
+            for name, path in _weights_to_ship(group, accepted, [shelf.weights, Shelf().weights]).items():
+                artifacts.atomic_write(new.weights / name, path.read_bytes())
         for path in sorted((shelf.results / "baselines").glob("*.json")):
             artifacts.atomic_write(new.results / "baselines" / path.name, path.read_bytes())
-        table = frame(records_of(new, study))
-        artifacts.atomic_write(new.results / "fits.csv", table.round(5).to_csv(index=False, lineterminator="\n"))
+        _save_table(frame(records_of(new, study)), new.results / "fits.csv")
+        _take_control(study, new)
         figures.save(_key_figure(records_of(new, study), study, new), new.results / "key_figure.png")
     return counts
 
@@ -88,17 +91,40 @@ def _key_figure(records: list[dict[str, Any]], study: ToyShapesStudy, shelf: She
     return pictures.key(chosen.x[0, 0], chosen.masks[0, 0], examples.maps(records, study, shelf, chosen.x))
 
 
-def _take_weights(record: dict[str, Any], target: Path, sources: list[Path]) -> None:
-    for name, digest in record["computed_from"]["weights"].items():
-        for source in sources:
-            path = source / f"{name}.safetensors"
-            if path.exists() and artifacts.sha256(path) == digest:
-                artifacts.atomic_write(target / f"{name}.safetensors", path.read_bytes())
-                break
-        else:
-            raise artifacts.ArtifactError(
-                f"the weights that the record of {record['fit']} was computed from are not there: {name}"
-            )
+def _weights_to_ship(group: str, accepted: list[dict[str, Any]], sources: list[Path]) -> dict[str, Path]:
+    """The files of the first fits whose weights, those that the record was computed from, are in one of ``sources``, by
+    their names; of a long training the first may be gone. Raises `ArtifactError` for fewer than are shipped."""
+    wanted = min(SHIPPED.get(group, SHIPPED_USUALLY), len(accepted))
+    chosen = [files for record in accepted if (files := _weights_of(record, sources))][:wanted]
+    if len(chosen) < wanted:
+        raise artifacts.ArtifactError(
+            f"{wanted} fits of {group} are shipped with their weights, but of the accepted only {len(chosen)} have "
+            "the weights that their records were computed from"
+        )
+    return {name: path for files in chosen for name, path in files.items()}
+
+
+def _weights_of(record: dict[str, Any], sources: list[Path]) -> dict[str, Path] | None:
+    files = {}
+    for weights, digest in record["computed_from"]["weights"].items():
+        name = f"{weights}.safetensors"
+        there = (source / name for source in sources if (source / name).exists())
+        files[name] = next((path for path in there if artifacts.sha256(path) == digest), None)
+    return files if all(files.values()) else None
+
+
+def _take_control(study: ToyShapesStudy, new: Shelf) -> None:
+    """The table of the fits in bfloat16: of those in the folder that they are trained in, or as it is shipped."""
+    name, other = f"{CONTROL}.csv", control(study)
+    shelf = Shelf(working_folder(other))
+    if records := [checked(record, other) for record in records_of(shelf, other)]:
+        _save_table(control_frame(records), new.results / name)
+    elif (Shelf().results / name).exists():
+        artifacts.atomic_write(new.results / name, artifacts.check_file(Shelf().results / name).read_bytes())
+
+
+def _save_table(table: pd.DataFrame, path: Path) -> None:
+    artifacts.atomic_write(path, table.round(5).to_csv(index=False, lineterminator="\n"))
 
 
 if __name__ == "__main__":

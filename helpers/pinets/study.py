@@ -23,6 +23,7 @@ from helpers.pinets.presets import GROUPS, ToyShapesStudy
 from helpers.shelf import StudyShelf
 
 STUDY = "toyshapes"
+CONTROL = "bfloat16"  # the same fits in that precision: trained in a folder of this name within OUT, shipped as a table
 PARTS = {"group", "fit", "training", "test", "computed_from"}  # of a record
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,13 @@ class Shelf(StudyShelf):
         there = artifacts.listed(self.results) if self.shipped else (self.results / "fits" / group).glob("*.json")
         seeds = (int(path.stem) for path in map(Path, there) if path.match(f"fits/{group}/[0-9]*.json"))
         return [f"{group}/{seed}" for seed in sorted(seeds)]
+
+    def at_hand(self, record: dict[str, Any]) -> bool:
+        """Are the weights that ``record`` was computed from here? What a manifest names counts: if it is gone, that is
+        an error when it is opened, and no reason to look at another fit."""
+        files = [f"{name}.safetensors" for name in record["computed_from"]["weights"]]
+        there = artifacts.listed(self.weights) if self.shipped else [f for f in files if (self.weights / f).exists()]
+        return all(file in there for file in files)
 
     def accepted(self, fit: Fit) -> bool | None:
         """Was the fit accepted? None if it is not done: a single fit is with its record, a member of an ensemble with
@@ -135,6 +143,28 @@ def frame(records: list[dict[str, Any]]) -> pd.DataFrame:
         rows.append(row)
     rows.sort(key=lambda row: (GROUPS.index(row["group"]), row["seed"]))
     return pd.DataFrame(rows)
+
+
+def control(study: ToyShapesStudy) -> ToyShapesStudy:
+    """The same study in bfloat16, in a working folder of its own."""
+    return study.override({"group.*.training.precision": CONTROL, "out": str(working_folder(study) / CONTROL)})
+
+
+def control_frame(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """`frame`, and what the fits were computed from."""
+    made = {record["fit"]: record["computed_from"] for record in records}
+    table = frame(records)
+    return table.assign(**{name: [made[fit][name] for fit in table.fit] for name in ("settings", "test")})
+
+
+def shipped_control(study: ToyShapesStudy) -> pd.DataFrame:
+    """The shipped `control_frame`, of the groups that ``study`` has as they were trained but for the precision."""
+    path = Shelf().results / f"{CONTROL}.csv"
+    if path.name not in artifacts.listed(path.parent):
+        return pd.DataFrame(columns=["group", "accepted"])
+    table, other = pd.read_csv(artifacts.check_file(path)), control(study)
+    wanted = {group: (Fit(group, 0).digest(other), _test_digest(other)) for group in study.groups}
+    return table[[wanted.get(row.group) == (row.settings, row.test) for row in table.itertuples()]]
 
 
 def scores(record: dict[str, Any]):

@@ -66,16 +66,16 @@ def differences(table: pd.DataFrame) -> pd.DataFrame | Note:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def precisions(table: pd.DataFrame) -> pd.DataFrame | Note:
-    """Medians of the accepted single fits trained in bfloat16 | in float32, and the p of Mann and Whitney's two-sided
-    test that they come from one distribution; of groups with `FEWEST` or more of each."""
-    rows = {}
-    for group, fits in _accepted(table[table.group != "ensemble"]):
-        low, full = (fits[fits.precision == name] for name in ("bf16-mixed", "32-true"))
+def precisions(control: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame | Note:
+    """Medians of the accepted single fits in bfloat16 (of ``control``) | in float32 (of ``table``), and the p of Mann
+    and Whitney's two-sided test that they come from one distribution; of groups with `FEWEST` or more of each."""
+    rows, known = {}, dict(iter(_accepted(control)))
+    for group, fits in _accepted(table[table.group.isin(known) & (table.group != "ensemble")]):
+        low, full = known[group], fits[fits.precision == "32-true"]
         if min(len(low), len(full)) >= FEWEST:
             rows[group] = {"fits": f"{len(low)} | {len(full)}"} | {
                 metric: f"{low[metric].median():.3f} | {full[metric].median():.3f} "
-                f"(p = {mannwhitneyu(low[metric], full[metric]).pvalue:.2f})"
+                f"(p = {mannwhitneyu(low[metric], full[metric]).pvalue:.3f})"
                 for metric in METRICS
             }
     if not rows:

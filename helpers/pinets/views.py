@@ -219,11 +219,7 @@ class Fits:
         return evaluate.predict(self.open(name).model, torch.from_numpy(x)[None, None]).item()
 
     def _with_weights(self, group: str) -> list[str]:
-        def there(name: str) -> bool:
-            record = self.shelf.record(name)
-            return all((self.shelf.weights / f"{w}.safetensors").exists() for w in record["computed_from"]["weights"])
-
-        return [name for name in self.shelf.names(group) if there(name)]
+        return [name for name in self.shelf.names(group) if self.shelf.at_hand(self.shelf.record(name))]
 
     def _open(self, name: str) -> Open:
         record = checked(self.shelf.record(name), self.study)
