@@ -406,6 +406,15 @@ def test_weights_that_are_not_the_records_are_refused_in_words_and_the_old_view_
     assert explorer.state.fit == explorer.controls.fit.value == "pinet/0"
 
 
+def test_weights_that_went_away_are_missed_in_words(tmp_path):
+    study, shelf = untrained(tmp_path, TINY | {"groups": ["pinet"]})
+    explorer = Explorer(study, shelf)
+    shelf.weights_path(fits.Fit("pinet", 1)).unlink()
+    explorer.controls.fit.value = "pinet/1"
+    assert "pinet/1.safetensors is not there" in explorer.message.value
+    assert explorer.state.fit == "pinet/0"
+
+
 def test_a_study_of_other_settings_is_refused(made):
     study, shelf = made
     other = study.override({"data.hollow": 0.9})

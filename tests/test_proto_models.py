@@ -369,7 +369,7 @@ def test_a_pruned_network_adds_up_what_is_left(head, tmp_path):
     models.prune(model, [0, 4])
     left = model(images())
     assert torch.allclose(left.logits, output.similarities[:, keep] @ weights[:, keep].T, atol=1e-5)
-    assert torch.equal(left.distances, output.distances[:, keep])
+    assert torch.allclose(left.distances, output.distances[:, keep], atol=1e-6)  # the sum's order is the library's
     assert model.prototype_class.tolist() == [0, 1, 1, 2] and torch.equal(model.source_image, keep)
 
     artifacts.save_tensors(tmp_path / "net.safetensors", model.state_dict())

@@ -7,6 +7,7 @@ key figure.
 from __future__ import annotations
 
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def _weights_to_ship(group: str, accepted: list[dict[str, Any]], sources: list[P
     """The files of the first fits whose weights, those that the record was computed from, are in one of ``sources``, by
     their names; of a long training the first may be gone. Raises `ArtifactError` for fewer than are shipped."""
     wanted = min(SHIPPED.get(group, SHIPPED_USUALLY), len(accepted))
-    chosen = [files for record in accepted if (files := _weights_of(record, sources))][:wanted]
+    chosen = list(islice(filter(None, (_weights_of(record, sources) for record in accepted)), wanted))
     if len(chosen) < wanted:
         raise artifacts.ArtifactError(
             f"{wanted} fits of {group} are shipped with their weights, but of the accepted only {len(chosen)} have "

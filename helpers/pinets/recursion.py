@@ -39,8 +39,7 @@ def unstretched(
     rows = []
     for record in records:
         fit = Fit(record["group"], int(record["fit"].rsplit("/", 1)[1]))
-        wanted = fit.group in groups and record["training"]["accepted"]
-        if not wanted or not shelf.weights_path(fit).exists():
+        if fit.group not in groups or not record["training"]["accepted"] or not shelf.at_hand(record):
             continue
         model, peak = shelf.model(fit, study), record["test"]["scale"]
         logits, heat = evaluate.explain(model, evaluate.own_scores, test.x)

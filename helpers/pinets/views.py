@@ -223,13 +223,13 @@ class Fits:
 
     def _open(self, name: str) -> Open:
         record = checked(self.shelf.record(name), self.study)
+        model = examples.load_model(record, self.study, self.shelf)  # names a file that is gone, and the remedy
         for weights, digest in record["computed_from"]["weights"].items():
             path = self.shelf.weights / f"{weights}.safetensors"
             if artifacts.sha256(path) != digest:
                 raise artifacts.ArtifactError(
                     f"{path} is not what the record of {name} was computed from; run with REEVALUATE=True"
                 )
-        model = examples.load_model(record, self.study, self.shelf)
         read_out, evidence = None, ""
         if isinstance(model, Ensemble):
             read_out = 1.0, float(np.mean([member.aggregator.bias.item() for member in model.members]))
