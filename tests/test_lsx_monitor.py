@@ -164,3 +164,21 @@ def test_what_a_resumed_run_repeats_replaces_what_was_there(tmp_path):
         watcher.close()
     shown = events(tmp_path / "tensorboard/finetune").Scalars("Finetuning/TotalLoss")
     assert [(event.step, event.value) for event in shown] == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
+
+
+def test_a_network_is_explained_once_between_two_steps(tmp_path, monkeypatch):
+    data, net, made = sets(STUDY, 0), models.build("Net1", 1, 10), []
+    explanations = monitor.evaluate.explanations
+    monkeypatch.setattr(monitor, "MEASURED", 20)
+    monkeypatch.setattr(monitor.evaluate, "explanations", lambda *a: made.append(explanations(*a)) or made[-1])
+    watcher = Monitor(tmp_path, study(dataset="decoydigits", logging_disabled=False), data, "finetune", 0)
+    watcher.begin(0, net)
+    watcher.step(0, net, 0.5, {"TotalLoss": torch.tensor(1.0)})
+    watcher.epoch(0, net, {"epoch": 1})
+    with torch.no_grad():
+        net.fc1.weight.mul_(2)
+    watcher.step(1, net, 0.5, {"TotalLoss": torch.tensor(1.0)})
+    watcher.epoch(1, net, {"epoch": 2})
+    watcher.end(2, net)
+    watcher.close()
+    assert len(made) == 2 and not torch.equal(*made), "once a step, and anew when the network is another one"

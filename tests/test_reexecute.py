@@ -60,16 +60,16 @@ def test_toyshapes_runs_through_with_any_groups(tmp_path, groups, missing):
             assert (entry["verdict"], entry["ours"]) == ("not verified", None), entry
 
 
-def test_toyshapes_sweeps_over_four_seeds(tmp_path):
-    """The command of the README in the quick preset: runs of their own seeds, and nothing to do the second time."""
-    words = ["sweep", "01", "-p", "SEED", "0:4", "-p", "RETRAIN", "True", "-p", "PRESET", "quick", "-p", "groups"]
+def test_toyshapes_sweeps_over_seeds(tmp_path):
+    """The README's command for two seeds in the quick preset: each its own run, and nothing to do the second time."""
+    words = ["sweep", "01", "-p", "SEED", "0:2", "-p", "RETRAIN", "True", "-p", "PRESET", "quick", "-p", "groups"]
     words += ["['naive']", "-p", "test_images", "20", "--workers", "2", "--timeout", "600", "--out", str(tmp_path)]
     command = [sys.executable, "-m", "helpers", *words]
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert first.returncode == 0 and "4 to execute, 2 at a time" in first.stdout, first.stdout + first.stderr
+    assert first.returncode == 0 and "2 to execute, 2 at a time" in first.stdout, first.stdout + first.stderr
     table = pd.read_csv(tmp_path / "01_toyshapes" / "runs.csv")
-    assert list(table.SEED) == [0, 1, 2, 3] and set(table.status) == {"ok"} and table.minutes.gt(0).all()
-    assert table["naive_score-naive"].nunique() == 4, "each seed is another network on other images"
+    assert list(table.SEED) == [0, 1] and set(table.status) == {"ok"} and table.minutes.gt(0).all()
+    assert table["naive_score-naive"].nunique() == 2, "each seed is another network on other images"
     for run, seed in zip(table.run, table.SEED, strict=True):
         out = tmp_path / "01_toyshapes" / run / "out"
         record = artifacts.load_json(out / "results" / "fits" / "naive" / f"{seed}.json")
@@ -77,4 +77,4 @@ def test_toyshapes_sweeps_over_four_seeds(tmp_path):
     page = (tmp_path / "01_toyshapes" / "index.html").read_text()
     assert "Results against SEED" in page and all(f'href="{run}/01_toyshapes.html"' in page for run in table.run)
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0 and "4 runs: 4 ok" in again.stdout and "to execute" not in again.stdout
+    assert again.returncode == 0 and "2 runs: 2 ok" in again.stdout and "to execute" not in again.stdout

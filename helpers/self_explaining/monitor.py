@@ -58,6 +58,7 @@ class Monitor(Watcher):
         self.shown, self.data = shown(data), _few(data)
         self.pending: list[tuple[int, float, Mapping[str, Tensor]]] = []
         self.curve: Tensor | None = None
+        self.maps: Tensor | None = None  # of the test images, since the last step
         self.open = lambda step: SummaryWriter(str(folder / "tensorboard" / phase), purge_step=step or None)
         self.writer: Any = None
 
@@ -70,6 +71,7 @@ class Monitor(Watcher):
         self.curve = losses.clone()  # a graph of kernels would write its next ones over them
 
     def step(self, step: int, net: Net, rate: float, values: Mapping[str, Tensor]) -> None:
+        self.maps = None  # the network is another one
         if step % self.every == 0:
             curve = self.curve
             ends = {} if curve is None else {"Critic/CriticLoss": curve.mean(), "Critic/LastLoss": curve[-1]}
@@ -103,6 +105,13 @@ class Monitor(Watcher):
             for name, value in {**dict(zip(values, row, strict=True)), "LearningRate": rate}.items():
                 self.writer.add_scalar(name if "/" in name else f"{self.prefix}/{name}", value, step)
 
+    def _explained(self, net: Net) -> Tensor:
+        """Maps of the test images; at the end of an epoch they are asked for up to three times."""
+        if self.maps is None:
+            x, y, study = self.data.test_x, self.data.test_y, self.study
+            self.maps = evaluate.explanations(net, x, y, study.explanation, study.test_batch_size)
+        return self.maps
+
     def _measure(self, net: Net, step: int) -> None:
         """Accuracies of the learner, and of a critic in the joint phase; how much of a map lies on the decoy."""
         study, data = self.study, self.data
@@ -111,7 +120,7 @@ class Monitor(Watcher):
             f"{self.prefix}/TestAccuracy": evaluate.accuracy(net, data.test_x, data.test_y),
         }
         if self.phase == "joint" or data.test_decoy is not None:
-            maps = evaluate.explanations(net, data.test_x, data.test_y, study.explanation, study.test_batch_size)
+            maps = self._explained(net)
         if self.phase == "joint":
             measured = evaluate.critic_accuracy(
                 net, data, study.explanation, maps, critic=models.pair(study.model)[1],
@@ -126,8 +135,7 @@ class Monitor(Watcher):
     def _show(self, stage: str, net: Net, step: int) -> None:
         study, data = self.study, self.data
         made = pictures(net, *self.shown, study.explanation, data.preprocess)
-        maps = evaluate.explanations(net, data.test_x, data.test_y, study.explanation, study.test_batch_size)
-        made["ClassMeans"] = visible(class_means(maps, data.test_y, data.n_classes))
+        made["ClassMeans"] = visible(class_means(self._explained(net), data.test_y, data.n_classes))
         for name, images in made.items():
             large = images.repeat_interleave(ENLARGED, -1).repeat_interleave(ENLARGED, -2)
             self.writer.add_images(f"{stage}/{name}", large, step)
