@@ -316,6 +316,17 @@ class Attention(nn.Module):
         return self.fc((self.conv(x) * self.gate(x).sigmoid()).mean((2, 3)))
 
 
+class Halved(nn.Module):
+    """A skip connection of weight one half, which would be cut as a whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(2, 2, 1), nn.Linear(2, 3)
+
+    def forward(self, x):
+        return self.fc(torch.add(self.conv(x), x, alpha=0.5).mean((2, 3)))
+
+
 class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()
@@ -328,6 +339,8 @@ class Recurrent(nn.Module):
 def test_layers_whose_paths_cannot_be_followed_are_named():
     with pytest.raises(ConfigError, match=r"unknown kind of layer: mul \(mul\)"):
         Network(Attention().eval(), torch.rand(1, 2, 4, 4))
+    with pytest.raises(ConfigError, match=r"unknown kind of layer: add \(add\)"):
+        Network(Halved().eval(), torch.rand(1, 2, 4, 4))
     with pytest.raises(ConfigError, match="called more than once"):
         Network(Recurrent().eval(), torch.rand(1, 4))
     with pytest.raises(ConfigError, match="did you mean conv2 or conv1"):

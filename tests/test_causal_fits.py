@@ -164,6 +164,14 @@ def test_a_fit_is_named_by_its_data_model_shortcut_and_seed():
     assert Fit("LeNet", "..", 0, Training()).name == "data/LeNet/0"
 
 
+def test_lenet_learns_a_folder_of_photographs(colours, tmp_path):
+    training = fits.recommended("LeNet", str(colours)).override({"epochs": 1, "batch_size": 8})
+    own = Fit("LeNet", str(colours), 0, training)
+    facts = fits.train(own, tmp_path, device="cpu")
+    assert (facts["preprocess"]["size"], facts["classes"]) == (32, list(CLASSES))
+    assert fits.recommended("ResNet18", str(colours)).size == 96
+
+
 def test_the_digest_changes_with_every_setting():
     base = Fit("LeNet", "MNIST", 0, Training(shortcut="corner", shortcut_class=1))
     changes = [

@@ -63,6 +63,15 @@ def test_each_step_writes_its_files_where_the_release_did(folder):
     assert json.loads((folder / "output/config.json").read_text())["eval_attr"] is True
 
 
+def test_a_graph_of_another_mode_or_seed_is_refused_by_name(folder, caplog):
+    assert run(folder, "graph") == 0
+    for words in (("--mode", "reference"), ("--delta", "0.3")):
+        assert run(folder, "stability", *words) == 2
+        assert "LeNet_causal_graph.json was discovered in other weights or with other settings" in caplog.text
+        assert "--learn_explainer" in caplog.text
+        caplog.clear()
+
+
 def test_weights_of_ones_own_are_taken(folder, tmp_path):
     (own,) = (folder / "weights").rglob("*.safetensors")
     (tmp_path / "mine.safetensors").write_bytes(own.read_bytes())

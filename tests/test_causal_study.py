@@ -51,7 +51,7 @@ def test_what_is_missing_says_how_to_make_it(trained, tmp_path):
         _ = open_checkpoint(settings.override({"out": str(tmp_path)})).model
     with pytest.raises(artifacts.ArtifactError, match=r"surgery.json is not there; REEVALUATE=True"):
         parts.surgery(open_checkpoint(settings))
-    with pytest.raises(ConfigError, match="TARGET_IDX must be a class of 0 to 9"):
+    with pytest.raises(ConfigError, match="TARGET_IDX and SCORED_CLASSES must be classes of 0 to 9"):
         open_checkpoint(settings).graph(10)
 
 
@@ -87,6 +87,37 @@ def test_a_graph_of_other_settings_or_weights_is_not_taken_for_ours(trained, mon
     shipped.shipped = True
     with pytest.raises(artifacts.ArtifactError, match="LEARN_EXPLAINER=True"):
         Checkpoint(settings.override({"delta": 0.3}), shipped, 0).graph(3)
+
+
+@pytest.mark.parametrize(
+    "change", [{"n_samples": 21}, {"candidates": "screen"}, {"refine": True}, {"dtype": "float64"}], ids=str
+)
+def test_a_graph_of_another_search_is_not_taken_for_ours(trained, change):
+    settings, _ = trained
+    checkpoint = open_checkpoint(settings)
+    other = Checkpoint(settings.override(change), checkpoint.shelf, 0)
+    assert checkpoint.is_mine(checkpoint.graph(3), "recommended")
+    assert not other.is_mine(checkpoint.graph(3), "recommended")
+
+
+def test_parts_depend_on_the_seed_of_their_checkpoint_alone(trained):
+    settings, _ = trained
+    assert study.settings_digest(settings) == study.settings_digest(settings.override({"seed": 5}))
+
+
+def test_weights_of_ones_own_are_one_seed(trained):
+    settings, out = trained
+    file = str(Shelf(out).weights_path(open_checkpoint(settings).fit))
+    own = settings.override({"weights": file, "checkpoints": 3})
+    assert len(checkpoints(own)) == 1 and len(checkpoints(own, shortcut=3)) == 3
+
+
+def test_any_delta_has_its_row_in_the_pruning(trained):
+    settings, _ = trained
+    own = settings.override({"delta": 0.03, "reevaluate": True, "verbose": False, "controls": 1})
+    table = parts.gather([open_checkpoint(own)], parts.pruned)
+    rows, share = tables.published_pruning(table, 0.03)
+    assert {"causal", "magnitude"} <= set(rows.method) and 0 < share < 1
 
 
 def test_scored_images_are_none_that_graphs_were_found_on(trained):
@@ -275,6 +306,22 @@ def test_a_repair_counts_only_if_random_cuts_do_not_do_it():
     assert verdict(claims.check_repair, [lucky, none] * 3)["repair-gain"] == "fails"
     costly = {**good, "clean": [0.99, 0.97]}
     assert verdict(claims.check_repair, [costly, none] * 3)["repair-gain"] == "fails"
+
+
+def test_other_networks_and_data_are_not_judged_by_the_releases_numbers():
+    ledger, few = Ledger("causal_graphs"), [0.99, 0.95]
+    claims.check_accuracy(ledger, few, where="here", data="Digits")
+    claims.check_counts(ledger, [], where="here")
+    claims.check_sweep(ledger, tables.appearance(pd.DataFrame({"mode": [], "seed": []}), "reference"), where="here")
+    assert {entry.verdict for entry in ledger.entries} == {"not verified"}
+    assert ledger.entries[0].claim.startswith("LeNet classifies Digits")
+    assert set(verdict(claims.check_accuracy, few).values()) == {"not verified"}, "too few seeds"
+    assert set(verdict(claims.check_accuracy, [*few, 0.99]).values()) == {"fails"}
+    own = CausalGraphsStudy()
+    assert tables.released_sweep(own, 3)["jaccard"] is released.JACCARD
+    for other in ({"dataset_name": "Digits"}, {"model_name": "ResNet18"}, {"layer_name_soft": "fc2"}):
+        assert set(tables.released_sweep(own.override(other), 3).values()) == {None}
+    assert set(tables.released_sweep(own, 8).values()) == {None}
 
 
 def test_the_sweep_is_compared_with_the_release():

@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -106,6 +106,7 @@ def explain(
     network = Network(model if dtype == torch.float32 else copy.deepcopy(model).to(dtype), x[:1])
     samples = Samples(network, x, options.chunk_mb)
     facts = {"model": names[0] or type(model).__name__, "dataset": names[1], "split": names[2]}
+    facts["search"] = search_facts(options, n_samples)
     return discover(samples, target, options, seed=seed, indices=indices, facts=facts, path=path, progress=progress)
 
 
@@ -157,7 +158,7 @@ def discover(
     *,
     seed: int = 0,
     indices: Sequence[int] | Tensor | None = None,
-    facts: dict[str, str] | None = None,
+    facts: dict[str, Any] | None = None,
     path: Path | None = None,
     progress: bool = False,
 ) -> CausalGraph:
@@ -168,6 +169,7 @@ def discover(
     about = {
         "model": type(network.model).__name__,
         "dataset": "",
+        "search": search_facts(options, len(samples)),
         **(facts or {}),
         "target": target,
         "other": options.other,
@@ -388,6 +390,12 @@ def intervention_facts(options: Discovery) -> dict[str, object]:
     if options.soft:
         return {"kind": "value", "soft": [options.beta, options.beta + SOFT_WIDTH]}
     return options.intervention.model_dump(mode="json")
+
+
+def search_facts(options: Discovery, n_samples: int) -> dict[str, object]:
+    """What else decides which nodes a walk finds, as a graph carries it."""
+    names = {"candidates", "screened_below", "retested", "refine", "dtype"}
+    return {"n_samples": n_samples, **options.model_dump(mode="json", include=names)}
 
 
 def _begun(partial: Path | None, about: dict) -> list[Layer]:

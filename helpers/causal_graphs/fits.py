@@ -44,6 +44,8 @@ def recommended(model_name: str, dataset_name: str) -> Training:
     """The settings to train a network with on a data set: those of the nearest kind that were tried."""
     if dataset_name in ("MNIST", "Digits", "CIFAR10"):
         return DIGITS
+    if model_name == "LeNet":  # takes 32 pixels a side, of photographs too
+        return DIGITS.override({"size": 32})
     return PHOTOGRAPHS.override(SMALLER) if model_name == "ConvNeXt" else PHOTOGRAPHS
 
 

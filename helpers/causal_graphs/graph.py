@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ class CausalGraph:
     """What makes class ``target`` of ``model``: ``layers`` from the logits down, a link each.
 
     ``other`` is the class it is contrasted with, if it is; ``sample_indices`` are those of the images in the ``split``
-    of ``dataset``. ``intervention`` and ``selection`` are settings as JSON; ``walked_with`` is the selection that the
+    of ``dataset``. ``intervention`` and ``selection`` are settings as JSON, and ``search`` are those of the walk (how
+    many images were asked for, which nodes were cut, in which precision); ``walked_with`` is the selection that the
     effects were found with, which `refilter` leaves as it is. A space with several links out of it (residual networks)
     has the causes of all of them.
 
@@ -54,6 +55,7 @@ class CausalGraph:
     intervention: dict[str, Any]
     effect: str
     selection: dict[str, Any]
+    search: dict[str, Any] = field(default_factory=dict)
     walked_with: dict[str, Any] | None = None
     version: str
     weights_hash: str
@@ -61,7 +63,7 @@ class CausalGraph:
 
     def __post_init__(self):
         convert: dict[str, Callable] = {"sample_indices": lambda ids: tuple(map(int, ids)), "layers": tuple}
-        convert |= {"intervention": _json, "selection": _json, "walked_with": _json}
+        convert |= {"intervention": _json, "selection": _json, "search": _json, "walked_with": _json}
         if self.walked_with is None:
             object.__setattr__(self, "walked_with", self.selection)
         for name, function in convert.items():

@@ -152,7 +152,8 @@ def pruned(checkpoint: Checkpoint) -> pd.DataFrame:
 
     def compute(c: Checkpoint) -> pd.DataFrame:
         graphs = list(c.graphs("recommended").values())
-        return experiments.pruning(c.network, graphs, c.images(), draws=c.study.controls, seed=c.seed)
+        deltas = sorted({*experiments.DELTAS, c.study.delta})  # the study's own is in the ledger
+        return experiments.pruning(c.network, graphs, c.images(), deltas=deltas, draws=c.study.controls, seed=c.seed)
 
     return checkpoint.part("pruned.csv", compute)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from helpers import artifacts, figures, runtime
-from helpers.causal_graphs import discover, evaluate, pictures, stability
+from helpers.causal_graphs import discover, evaluate, pictures, stability, tables
 from helpers.causal_graphs import figures as drawn
 from helpers.causal_graphs.graph import CausalGraph, graph_path
 from helpers.causal_graphs.heatmaps import HeatMaps, heat_maps
@@ -62,7 +62,15 @@ def find_graph(checkpoint: Checkpoint, written: list[Path]) -> CausalGraph:
         graph = checkpoint.discover(study.target_idx, path=path)
         written.append(path)
         return graph
-    return CausalGraph.load(path) if path.exists() else checkpoint.graph(study.target_idx)
+    if not path.exists():
+        return checkpoint.graph(study.target_idx)
+    graph = CausalGraph.load(path)
+    if not checkpoint.is_mine(graph, study.mode):
+        raise artifacts.ArtifactError(
+            f"{path} was discovered in other weights or with other settings; --learn_explainer discovers it anew, "
+            "--output_dir takes another folder"
+        )
+    return graph
 
 
 def sweep(checkpoint: Checkpoint, graph: CausalGraph, folder: Path) -> list[Path]:
@@ -75,8 +83,7 @@ def sweep(checkpoint: Checkpoint, graph: CausalGraph, folder: Path) -> list[Path
     )  # fmt: skip
     table = stability.by_beta(runs)
     artifacts.atomic_write(folder / "stability.csv", table.to_csv(float_format="%.6g", lineterminator="\n"))
-    released = {} if (study.dataset_name, study.target_idx) == ("MNIST", 3) else {"appearance": None, "jaccard": None}
-    picture = drawn.stability_curves({study.mode: table}, **released)
+    picture = drawn.stability_curves({study.mode: table}, **tables.released_sweep(study, study.target_idx))
     return [folder / "stability.csv", figures.save(picture, folder / "stability.png")]
 
 

@@ -152,11 +152,12 @@ class Checkpoint:
         """The graph of class ``target``, of the study's mode if none is named."""
         mode = mode or self.study.mode
         if not 0 <= target < len(self.classes):
-            raise config.ConfigError(f"TARGET_IDX must be a class of 0 to {len(self.classes) - 1}, not {target}")
+            last = len(self.classes) - 1
+            raise config.ConfigError(f"TARGET_IDX and SCORED_CLASSES must be classes of 0 to {last}, not {target}")
         path = self.shelf.graph_path(self.fit, mode, target)
         if path.exists():
             graph = CausalGraph.load(path)
-            if self._is_mine(graph, mode):
+            if self.is_mine(graph, mode):
                 return graph
             if self.shelf.shipped:
                 raise artifacts.ArtifactError(
@@ -167,19 +168,18 @@ class Checkpoint:
             raise artifacts.ArtifactError(f"{path} is not there: LEARN_EXPLAINER=True discovers it, or REEVALUATE=True")
         return self.discover(target, mode, path)
 
-    def _is_mine(self, graph: CausalGraph, mode: str) -> bool:
+    def is_mine(self, graph: CausalGraph, mode: str) -> bool:
         """Was the graph found in these weights, with these settings?"""
         options = self.options(mode)
         wanted = {
             "weights_hash": discover.weights_hash(self.model),
             "selection": options.selection.model_dump(mode="json"),
+            "search": discover.search_facts(options, self.study.n_samples),
             "intervention": discover.intervention_facts(options),
             "effect": options.effect,
             "other": options.other,
         }
-        return all(getattr(graph, name) == value for name, value in wanted.items()) and (
-            len(graph.sample_indices) <= self.study.n_samples
-        )
+        return all(getattr(graph, name) == value for name, value in wanted.items())
 
     def discover(self, target: int, mode: str | None = None, path: Path | None = None) -> CausalGraph:
         """Walk anew. Needs the data."""
@@ -225,12 +225,13 @@ class Checkpoint:
 
 
 def checkpoints(study: CausalGraphsStudy, shortcut: int | None = None) -> list[Checkpoint]:
-    """Of every training seed; with a ``shortcut``, of as many others (`PLANTED_FROM`)."""
+    """Of every training seed; with a ``shortcut``, of as many others (`PLANTED_FROM`). A file of ``weights`` is one."""
     shelf = choose_shelf(study)
     if not shelf.shipped:
         artifacts.ensure_writable(working_folder(study))
     first = study.seed + (0 if shortcut is None else PLANTED_FROM)
-    return [Checkpoint(study, shelf, seed, shortcut) for seed in range(first, first + study.checkpoints)]
+    count = 1 if study.weights and shortcut is None else study.checkpoints
+    return [Checkpoint(study, shelf, seed, shortcut) for seed in range(first, first + count)]
 
 
 def larger(study: CausalGraphsStudy, anew: bool = False) -> dict[str, Checkpoint]:
@@ -249,8 +250,8 @@ def larger(study: CausalGraphsStudy, anew: bool = False) -> dict[str, Checkpoint
 
 
 def settings_digest(study: CausalGraphsStudy) -> str:
-    """Changes with every setting that the parts depend on."""
-    return config.digest(study.provenance())
+    """Changes with every setting that the parts depend on, beside the seed of their checkpoint."""
+    return config.digest({name: value for name, value in study.provenance().items() if name != "seed"})
 
 
 @lru_cache(maxsize=4)

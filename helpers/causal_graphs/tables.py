@@ -53,7 +53,7 @@ def counts(checkpoints: Sequence[Checkpoint], target: int) -> pd.DataFrame:
             rows[f"{mode}, seed {checkpoint.seed}"] = checkpoint.graph(target, mode).counts().causes
     table = pd.DataFrame(rows).T
     table = table[[name for name in table if name != table.columns[-1]]]  # not the input
-    if target == 3 and set(released.COUNTS) <= set(table):
+    if target == 3 and release_counts(checkpoints[0].study):
         table.loc[f"{released.KIND} (other weights)"] = {name: n for name, (n, _) in released.COUNTS.items()}
     return table.fillna(0).astype(int)
 
@@ -178,6 +178,13 @@ def strongest(graph: CausalGraph, n: int = 3) -> pd.DataFrame:
 def release_counts(study: CausalGraphsStudy) -> Mapping[str, tuple[int, int]] | None:
     """What the release stores, where it can be compared: LeNet on MNIST."""
     return released.COUNTS if (study.dataset_name, study.model_name) == ("MNIST", "LeNet") else None
+
+
+def released_sweep(study: CausalGraphsStudy, target: int) -> dict[str, Mapping[float, float] | None]:
+    """What the release stores of a sweep over soft values, as `figures.stability_curves` takes it: of LeNet on MNIST,
+    class 3, layer fc3; None each where something else is swept."""
+    same = release_counts(study) and (target, study.layer_name_soft) == (3, "fc3")
+    return {"appearance": released.APPEARANCE if same else None, "jaccard": released.JACCARD if same else None}
 
 
 def pruning(pruned: pd.DataFrame) -> pd.DataFrame:

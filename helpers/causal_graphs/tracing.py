@@ -167,6 +167,8 @@ class Parser:
                 offset += ids[operand.name].size
             return operands
         if node.target in ADDITIONS and len(carriers) == 2:
+            if node.kwargs.get("alpha", 1) != 1:  # a skip of weight alpha: no link has one
+                self._refuse(node)
             one, other = (ids[carrier.name] for carrier in carriers)
             shapes = {self.shapes[carrier.name] for carrier in carriers}
             if (one.size, one.axis, one.block) != (other.size, other.axis, 1) or len(shapes) > 1:
