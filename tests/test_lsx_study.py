@@ -147,6 +147,14 @@ def test_a_change_of_the_measurement_or_the_training_is_refused_with_its_remedy(
         collect(settings.override({"learning_rate": 0.2}))
 
 
+@pytest.mark.parametrize("change", [{"explanation_mode": "gradcam"}, {"explanation_target": "logit"}])
+def test_a_cnn_measured_by_other_explanations_is_refused_too(made, change):
+    """Its training knows nothing of them."""
+    settings = made[0].override({"groups": ["clean/cnn"], **change})
+    with pytest.raises(artifacts.ArtifactError, match="measured in another way.*REEVALUATE=True"):
+        collect(settings)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -205,6 +213,20 @@ def test_reevaluation_keeps_the_records_whose_weights_are_not_shipped(made, ship
     for record, before in zip(again, made[2], strict=True):
         assert record["computed_from"] == before["computed_from"]
         pd.testing.assert_frame_equal(frame([record]), frame([before]), rtol=1e-4)
+
+
+def test_the_training_of_shipped_weights_is_not_that_of_another_run(shipped, tmp_path):
+    """Such as one that was cut off in the same OUT."""
+    settings, _ = shipped
+    out = tmp_path / "new"
+    again = settings.override({"reevaluate": True, "out": str(out), "critics": 2, "seeds": 1})
+    shelf = Shelf()
+    for member in members(again):
+        folder = fits.run_folder(out / "fits", member.fit)
+        folder.mkdir(parents=True)
+        (folder / "log.csv").write_text("phase,epoch\n")
+    known = [artifacts.load_json(shelf.record_path(member))["training"] for member in members(again)]
+    assert [record["training"] for record in collect(again)] == known
 
 
 def test_reevaluation_in_another_way_asks_for_the_weights_that_are_not_shipped(shipped, tmp_path):
@@ -311,6 +333,24 @@ def test_numbers_known_by_hearsay_decide_nothing(made):
     assert {found[f"accuracy-{group}"] for group in claims.released.ACCURACY} == {"not verified"}
 
 
+def test_accuracies_on_other_images_are_not_compared_with_the_release():
+    ledger, table = Ledger("self_explaining"), judged([[91.59] * 5, [89.83] * 5])
+    few = claims.trained_on(tiny(dataset="decoymnist", few_shot_train_percent=0.05))
+    claims.check_accuracy(ledger, table, where="here", few=few)
+    entries = {entry.key: entry for entry in ledger.entries}
+    assert few == "5 % of mnist" and "5 % of mnist" in entries["gain"].claim
+    assert entries["accuracy-clean/cnn"].reference is None and entries["accuracy-clean/cnn"].ours == 89.83
+    assert claims.trained_on(tiny(dataset="decoymnist", few_shot_train_percent=0.02)) == "1,200 digits"
+
+
+def test_chance_is_that_of_the_classes_there_are():
+    ledger, chance = Ledger("self_explaining"), [np.log(2)] * 5
+    table = judged([chance, chance], metric="critic_loss", norm="batch")
+    claims.check_critics(ledger, table, where="here", n_classes=2)
+    (found,) = [entry for entry in ledger.entries if entry.key == "critic-batch"]
+    assert found.verdict == "holds" and "ln 2" in found.rule
+
+
 def test_every_claim_can_be_entered_of_a_small_study(made):
     ledger, table = Ledger("self_explaining"), frame(made[2])
     for check in (claims.check_critics, claims.check_accuracy, claims.check_shortcuts, claims.check_consolidation,
@@ -322,6 +362,10 @@ def test_every_claim_can_be_entered_of_a_small_study(made):
 
 
 # --------------------------------------------------------------------------------------------- tables and figures
+
+
+def test_without_a_clean_condition_there_are_no_phases(made):
+    assert tables.phases(record for record in made[2] if "/decoy/" in record["name"]).empty
 
 
 def test_tables_hold_means_and_deviations(made):

@@ -35,7 +35,9 @@ def explain(
 
     x is a stack of ``batches`` consecutive batches of equal size (None: one), each of which is scaled by a maximum of
     its own under the norm ``batch``. ``graph`` keeps the way to the net's weights, for a loss of E; without it E is
-    detached. Raises ``ValueError`` for shapes that do not fit, `ConfigError` for GradCAM of a net without convolution.
+    detached. ``net`` returns log-probabilities (of logits, those would be explained), and for the target ``logit`` has
+    a method ``logits`` too. Raises ``ValueError`` for shapes that do not fit, `ConfigError` for GradCAM of a net
+    without convolution and for a target that the net does not have.
     """
     return post(raw(net, x, y, options, graph=graph), options, x, batches=batches)
 
@@ -159,6 +161,8 @@ def _gradient(net: nn.Module, x: Tensor, y: Tensor, options: Explanation, graph:
 
 def explained_score(net: nn.Module, x: Tensor, y: Tensor, options: Explanation) -> Tensor:
     """``sum_b f_y(x_b)``, of which the gradient is that of each image, as the net mixes none."""
+    if options.target == "logit" and not hasattr(net, "logits"):
+        raise ConfigError("explanation_target 'logit' needs a network with a method logits(x); 'logprob' does not")
     output = net(x) if options.target == "logprob" else net.logits(x)
     return output.gather(1, y[:, None]).sum()
 

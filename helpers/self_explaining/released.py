@@ -14,6 +14,9 @@ PAPER: Final[Kind] = "paper"
 """Of claims in words."""
 RECALLED: Final[Kind] = "not verified"
 
+FEW: Final = "1,200 digits"
+"""What the released networks were trained on."""
+
 ACCURACY: Final = {
     "clean/cnn": 89.83, "clean/lsx": 91.59, "decoy/cnn": 63.52, "decoy/lsx": 78.99, "decoy-unconf/cnn": 86.88,
     "decoy-unconf/lsx": 88.43,

@@ -92,10 +92,11 @@ class Member:
     def wanted(self) -> dict[str, Any]:
         """What a record of this study is computed from, but for the weights."""
         asked = {name: list(value) if isinstance(value, tuple) else value for name, value in self.asked.items()}
+        maps = self.study.explanation.model_dump(mode="json", exclude={"norm"})  # no setting of a CNN's training
         return {
             "settings": self.fit.digest(),
             "encoder": self.encoder.digest(),
-            "evaluation": config.digest([evaluate.VERSION, asked]),
+            "evaluation": config.digest([evaluate.VERSION, asked, maps]),
         }
 
 
@@ -166,7 +167,7 @@ def _train_stacks(study: SelfExplainingStudy, wanted: Sequence[Fit]) -> None:
 
 def measure(member: Member, shelf: Shelf) -> dict[str, Any]:
     """The record of a fit, from its weights on ``shelf``; its encoder is trained where it is not in the working folder,
-    and what is known of its training is taken from there, or else from the record on the shelf."""
+    and what is known of its training is taken from there, or of shipped weights from the record beside them."""
     study, out = member.study, fits.working_folder(member.study) / "fits"
     net, encoder = shelf.net(member), _train_encoder(member.encoder)
     data = sets(member.fit.settings, member.seed)
@@ -181,9 +182,10 @@ def measure(member: Member, shelf: Shelf) -> dict[str, Any]:
         for norm in asked["norms"]
     }  # fmt: skip
     log.info("%s: test accuracy %.2f %%", member.name, found[0]["value"])
+    course = None if shelf.shipped else _course(member, out)
     return {
         "name": member.name,
-        "training": _course(member, out) or artifacts.load_json(shelf.record_path(member))["training"],
+        "training": course or artifacts.load_json(shelf.record_path(member))["training"],
         "measured": columns(found),
         "curves": {norm: [rounded(loss) for loss in losses] for norm, losses in curves.items()},
         "computed_from": member.wanted() | {"weights": artifacts.sha256(shelf.weights_path(member))},

@@ -83,6 +83,8 @@ def phases(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
             after = record["training"]["phases"]
             row = {name: facts["accuracy"] for name, facts in after.items()}
             rows.append(row | {"kind": kind, "minutes": sum(facts["seconds"] for facts in after.values()) / 60})
+    if not rows:
+        return pd.DataFrame(columns=["minutes"])
     table = pd.DataFrame(rows).groupby("kind", sort=False).agg(_text)
     order = [name for name in ("pretrain", "joint", "finetune", "minutes") if name in table]
     return table[order].rename(index=KIND_NAMES).rename_axis(None)
