@@ -27,6 +27,7 @@ from typing import Self
 from urllib.parse import quote
 
 import requests
+from filelock import FileLock
 from pydantic import Field, model_validator
 from tqdm import tqdm
 
@@ -179,17 +180,31 @@ def _fetch(source: Source, target: Path, hint: str, patience: Patience, report: 
             report(target.stat().st_size)
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        for route in _routes(source):
-            if not (failure := _pursue(route, source, part, patience, report)):
-                part.replace(target)
-                shutil.rmtree(_stage(part), ignore_errors=True)
-                return target
-            notes.append(f"tried: {failure}")
+        with _alone(target):
+            if target.exists():  # another process has fetched it
+                return _fetch(source, target, hint, patience, report)
+            for route in _routes(source):
+                if not (failure := _pursue(route, source, part, patience, report)):
+                    part.replace(target)
+                    shutil.rmtree(_stage(part), ignore_errors=True)
+                    return target
+                notes.append(f"tried: {failure}")
     except OSError as error:  # the disk's; those of the network do not come up to here
         raise _error(f"{target} cannot be read or written: {error}", notes, by_hand, hint) from error
     for kept in filter(Path.exists, (part, _stage(part))):
         notes.append(f"kept: {kept.name}; running again goes on from it, deleting it begins anew")
     raise _error(f"{target.name} could not be downloaded", notes, by_hand, hint)
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Of several processes one at a time; they would write into the same part."""
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    with lock:
+        try:
+            yield
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _pursue(route: Route, source: Source, part: Path, patience: Patience, report: Report) -> str:

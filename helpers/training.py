@@ -50,10 +50,13 @@ class Outcome:
 
 class Plateau:
     """torch's ``ReduceLROnPlateau`` as a scheduler of `train`: the rate is multiplied by ``factor`` once ``metric``, to
-    be set after each epoch, has not risen for more than ``patience`` epochs."""
+    be set after each epoch, has not fallen (``mode`` "min") or risen ("max") for more than ``patience`` epochs. It is
+    no negative number: progress is counted relative to it."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, *, factor: float, patience: int):
-        self.inner = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", factor=factor, patience=patience)
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, *, factor: float, patience: int, mode: Literal["min", "max"] = "max"
+    ):
+        self.inner = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode, factor=factor, patience=patience)
         self.metric = math.nan
 
     def step(self) -> None:

@@ -1,10 +1,12 @@
 """The comparison of post-hoc methods: the same report for each, resumed, and stale ones refused."""
 
 import pytest
+import torch
 from shelves import TINY, untrained
 
 from helpers.artifacts import ArtifactError
 from helpers.pinets import baselines
+from helpers.pinets.fits import Tensors
 
 FEW = {"gradient": {}, "constant_map": {}}
 
@@ -14,6 +16,14 @@ def trained(tmp_path, monkeypatch):
     monkeypatch.setattr(baselines, "METHODS", FEW)
     study, _ = untrained(tmp_path, TINY | {"groups": ["cnn"], "baseline_images": 8, "baseline_fits": 2})
     return study.override({"out": str(tmp_path)})
+
+
+@pytest.mark.parametrize(("n", "taken"), [(1, 4), (3, 4), (4, 4), (5, 5)])
+def test_the_first_images_are_taken_up_to_one_with_a_target(n, taken):
+    y = torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0, 1.0])
+    images = Tensors(torch.zeros(6, 1, 2, 2), y, torch.zeros(6, 1, 2, 2))
+    assert len(baselines.first(images, n).y) == taken
+    assert len(baselines.first(images[:3], n).y) == min(n, 3), "where there is none"
 
 
 def test_every_method_is_measured_on_every_cnn_and_read_back(trained):

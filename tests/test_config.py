@@ -296,3 +296,11 @@ def test_a_relative_out_lies_in_the_repository_wherever_the_notebook_is_executed
 def test_a_group_named_twice_is_refused():
     message = refusal(read_parameters, notebook(GROUPS=["cnn", "pinet", "cnn"]), ToyShapesStudy)
     assert "name each group once" in message
+
+
+def test_images_that_a_decoder_could_not_restore_are_refused():
+    odd = {"data.n_blocks": 9, "data.block_size": 21}
+    message = refusal(read_parameters, notebook(GROUPS=["pinet"], OVERRIDES=odd), ToyShapesStudy)
+    assert "= 189 pixels" in message and "group.pinet.model.depth = 3" in message and "a multiple of 4" in message
+    for possible in ({"GROUPS": ["cnn", "naive"]}, {"OVERRIDES": odd | {"group.*.model.depth": 1}}):
+        assert read_parameters(notebook(**{"GROUPS": ["pinet"], "OVERRIDES": odd} | possible), ToyShapesStudy)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
@@ -162,6 +163,15 @@ def test_a_verified_file_is_not_fetched_again(site, tmp_path):
     (tmp_path / "mine.bin").write_bytes(BYTES)
     get(pinned(site.url + "/file.bin"), tmp_path / "mine.bin")
     assert site.asked == []
+
+
+def test_of_two_at_once_one_fetches_and_the_other_waits(site, tmp_path):
+    site.faults["/file.bin"] = ["drip"]  # takes four seconds
+    source, target = pinned(site.url + "/file.bin"), tmp_path / "mine.bin"
+    with ThreadPoolExecutor(2) as pool:  # a lock each, as of two processes
+        assert list(pool.map(lambda _: get(source, target), range(2))) == [target, target]
+    assert len(site.asked) == 1 and target.read_bytes() == BYTES
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.bin"]
 
 
 @pytest.mark.parametrize("wrong", [b"x" * len(BYTES), BYTES[:-1], b""])

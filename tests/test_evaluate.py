@@ -285,6 +285,11 @@ def legacy_rule(logits):
     return 1 / (1 + math.exp(-sum(votes) / len(votes))) > 0.5
 
 
+@pytest.mark.parametrize(("y", "share"), [([1, 1, 1, 0], 0.75), ([0, 0, 0, 1], 0.75), ([0, 0], 1.0)])
+def test_the_majority_may_be_of_either_answer(y, share):
+    assert evaluate.majority(torch.tensor(y).float()) == share
+
+
 @pytest.mark.parametrize(
     ("logits", "by_mean", "by_majority", "by_or"),
     [

@@ -422,6 +422,8 @@ def test_the_identity_is_added_up_from_what_is_drawn(drawn, look):
     assert one(figure, "bias").get_width() == -1.25
     assert one(figure, "logit").get_width() == pytest.approx(0.5 * drawn_sum - 1.25)
     assert any("+7.00: triangle" in text for text in texts(figure))
+    other = pictures.alignment(image, scores, scale=0.5, bias=-9.0, logit=-7.0, second_look=look, target="square")
+    assert any("7.00: no square" in text for text in texts(other))
 
 
 def test_the_key_figure_has_the_maps_and_numbers_of_every_model(drawn):
@@ -440,6 +442,8 @@ def test_samples_outline_the_triangles(drawn):
     figure = pictures.samples(images, masks, counts=[0, 1, 2])
     assert [ax.get_title() for ax in figure.axes] == ["0 triangles", "1 triangle", "2 triangles"]
     assert len(found(figure, "outline")) == 3
+    squares = pictures.samples(images, masks, [1, 2, 2], target="square")
+    assert [ax.get_title() for ax in squares.axes] == ["1 square", "2 squares", "2 squares"]
 
 
 def test_pictures_are_drawn_without_a_warning(drawn):

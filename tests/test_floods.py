@@ -393,6 +393,21 @@ def test_the_rate_falls_at_a_plateau_and_ends_the_training(tmp_path):
     assert sorted({float(f"{rate:.3g}") for rate in rates}) == [4e-5, 2e-4, 1e-3, 5e-3]
 
 
+@pytest.mark.parametrize("rise", [0.0, 0.05], ids=["same", "a little worse"])
+def test_an_error_that_does_not_fall_is_no_progress(rise):
+    """Spec 6.4: torch's plateau of the error itself; of its negative, a little worse would count as better."""
+    assert fits.criterion(Member(quick(None), "corrected", "pinet", 0, 0)) == ("area_error", "min")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
+    plateau = training.Plateau(optimizer, factor=0.1, patience=5, mode="min")
+    theirs = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
+    torchs = torch.optim.lr_scheduler.ReduceLROnPlateau(theirs, "min", factor=0.1, patience=5)
+    for epoch in range(20):
+        plateau.metric = 1000 + rise * epoch
+        plateau.step()
+        torchs.step(plateau.metric)
+    assert optimizer.param_groups[0]["lr"] == theirs.param_groups[0]["lr"] == pytest.approx(1e-3)
+
+
 def test_a_training_repeats_to_the_bit_and_resumes_to_the_same_weights(tmp_path, monkeypatch):
     """Spec property 20."""
     changes = {"training.epochs": 3, "data.chips": 6, "kinds": ("pinet",), "budgets": ()}

@@ -771,6 +771,15 @@ def test_results_of_another_test_set_are_refused_until_they_are_reevaluated(work
     assert again == collect(other) and [record["fit"] for record in again] == ["pinet/0", "pinet/1", "ensemble/0"]
 
 
+def test_what_cannot_be_reevaluated_for_want_of_weights_says_so(working):
+    options, shelf = working
+    shelf.weights_path(Fit("pinet", 1)).unlink()
+    kept = shelf.record("pinet/1")
+    assert kept in collect(options.override({"reevaluate": True})), "the record stands as it is"
+    message = refusal(collect, options.override({"reevaluate": True, "test_images": 20}))
+    assert "pinet/1" in message and message.endswith("RETRAIN=True trains them, or take back the change")
+
+
 @pytest.mark.parametrize("entry", ["scale", "curve"])
 def test_a_record_from_before_its_report_had_an_entry_is_refused_until_it_is_reevaluated(working, entry):
     options, shelf = working

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from helpers import buckets, downloads
 from helpers.config import data_config
@@ -34,10 +35,26 @@ def load(subset: str = "") -> Chips:
         there = {Path(name).stem for name in chosen["files"] if name.startswith("chips/")}
         splits = {split: tuple(name for name in listed if name in there) for split, listed in names.items()}
         return Chips(f"sen1floods11/{subset}", facts["side"], splits, partial(_read_npz, folder / "chips"), subset)
-    if not all((folder / of["file"]).exists() for of in facts["splits"].values()) or _missing(folder):
-        download(folder)
+    if not _whole(folder):
+        _download_once(folder)
     splits = split_lists(folder)
     return Chips("sen1floods11", facts["side"], splits, partial(read, folder), "v1.1")
+
+
+def _whole(folder: Path) -> bool:
+    lists = [folder / of["file"] for of in data_config("sen1floods11")["splits"].values()]
+    return all(path.exists() for path in lists) and not _missing(folder)
+
+
+def _download_once(folder: Path) -> None:
+    """`download`, of several processes by the first."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            if not _whole(folder):
+                download(folder)
+    except OSError as error:
+        raise DownloadError(f"{folder} cannot be written: {error}; SIGHTLINE_DATA names another folder") from error
 
 
 def download(folder: Path, progress: bool = True) -> None:

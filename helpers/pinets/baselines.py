@@ -8,7 +8,7 @@ import pandas as pd
 
 from helpers import artifacts, attribution, config
 from helpers.pinets import evaluate, fits
-from helpers.pinets.fits import Fit
+from helpers.pinets.fits import Fit, Tensors
 from helpers.pinets.presets import ToyShapesStudy
 from helpers.pinets.study import Shelf, choose_shelf, working_folder
 
@@ -32,7 +32,8 @@ def collect(study: ToyShapesStudy) -> pd.DataFrame:
     """One row for each method and CNN: detection (naive, optimal, validated), accuracy on the explained part, shift.
 
     Read from the shelf that the study's records come from; computed if ``RETRAIN`` or ``REEVALUATE`` ask for it. The
-    first ``study.baseline_images`` of the test set are used. No rows where the CNNs are not among ``study.groups``.
+    first ``study.baseline_images`` of the test set are used (`first`). No rows where the CNNs are not among the
+    ``study.groups``.
     """
     if GROUP not in study.groups:
         return frame([])
@@ -66,8 +67,8 @@ def paths(shelf: Shelf) -> list:
 def evaluate_fit(fit: Fit, study: ToyShapesStudy, shelf: Shelf) -> dict[str, Any]:
     """The reports of every method on one CNN."""
     model = shelf.model(fit, study)
-    test = fits.test_set(study)[: study.baseline_images]
-    validation = fits.replication(study, fit.data_seed)[1][: study.baseline_images]
+    test = first(fits.test_set(study), study.baseline_images)
+    validation = first(fits.replication(study, fit.data_seed)[1], study.baseline_images)
     reports = {}
     for name, options in METHODS.items():
         explain = attribution.explainer(name, **options)
@@ -75,6 +76,12 @@ def evaluate_fit(fit: Fit, study: ToyShapesStudy, shelf: Shelf) -> dict[str, Any
         reports[name] = {key: value for key, value in report.items() if key != "curve"}
     weights = artifacts.sha256(shelf.weights_path(fit))
     return {"fit": fit.name, "methods": reports, "computed_from": _computed_from(study, weights)}
+
+
+def first(images: Tensors, n: int) -> Tensors:
+    """The first ``n``, or as many more as it takes until one shows the target: there is no detection without one."""
+    positive = images.y.nonzero()[:, 0].tolist()
+    return images[: max(n, positive[0] + 1) if positive else n]
 
 
 def frame(records) -> pd.DataFrame:

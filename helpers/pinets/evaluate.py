@@ -63,6 +63,12 @@ def predict(model: nn.Module, x: Tensor, batch_size: int = 100) -> Tensor:
     return logits[:, 0] if logits.shape[1] == 1 else logits
 
 
+def majority(y: Tensor) -> float:
+    """The accuracy on labels ``y`` [N] of whoever always gives the more frequent answer."""
+    share = (y > 0).double().mean().item()
+    return max(share, 1 - share)
+
+
 def accuracy(logits: Tensor, y: Tensor) -> float:
     """Share of images on the right side of 0; of ``logits`` [N, K], of those whose class ``y`` [N] has the highest."""
     right = (logits > 0) == (y > 0) if logits.ndim == 1 else logits.argmax(1) == y

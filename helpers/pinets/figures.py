@@ -28,7 +28,7 @@ COLOURS = {"cnn": GREY, "naive": shared.ORANGE, "soft": shared.SKY, "pinet": sha
 METHODS = {"grad_cam": "Grad-CAM", "input_x_gradient": "input × gradient", "smooth_grad": "SmoothGrad", "rise": "RISE",
            "kernel_shap": "Kernel SHAP", "deep_lift": "DeepLIFT", "lrp": "LRP", "random_map": "noise (control)",
            "constant_map": "constant (control)"}  # fmt: skip
-MAJORITY = 0.647  # accuracy on the test set of whoever always says "triangle"
+MAJORITY = 0.647  # accuracy on the paper's test set of whoever always says "triangle"
 ELLIPSE = 2.45  # full width of an ellipse's axis in sd: about half of a normal distribution (53 %) lies inside
 MIN_FITS = 5  # fewer fits are shown as points alone: a violin or an ellipse would invent a distribution
 
@@ -43,7 +43,9 @@ _RELEASED = f"released: median of {released.FITS} fits"
 
 
 @style()
-def meaningfulness(table: pd.DataFrame, reference: Released = released.TABLE) -> Picture:
+def meaningfulness(
+    table: pd.DataFrame, reference: Released = released.TABLE, target: str = "triangle"
+) -> Picture:
     """Does the map find the shapes? Violins of the detection score by group, naive above optimal; medians marked.
 
     The lines stand at Grad-CAM's medians. Every fit is a point; groups of fewer than `MIN_FITS` fits have no violin.
@@ -72,7 +74,7 @@ def meaningfulness(table: pd.DataFrame, reference: Released = released.TABLE) ->
             ax.axvline(median, gid=f"line:{kind}", zorder=1, **line)
             handles.append(Line2D([], [], label=f"Grad-CAM's median, {kind}", **line))
     ax.set(xlim=(0, 1), xlabel="detection score = TDR × TAR (1: all of the shapes, nothing else)")
-    ax.set_title("Meaningful: does the map find the triangles?")
+    ax.set_title(f"Meaningful: does the map find the {target}s?")
     _name_rows(ax, [LABELS[group] for group in groups])
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure

@@ -30,14 +30,18 @@ class Maps(Protocol):
     record: Mapping[str, Any]
 
 
-def samples(images: ArrayLike, masks: ArrayLike, counts: Sequence[int] | None = None) -> Picture:
-    """Images [n, H, W], the triangles outlined, and their ``counts`` as titles."""
-    counts = None if counts is None else [f"{n} triangle{'' if n == 1 else 's'}" for n in counts]
+def samples(
+    images: ArrayLike, masks: ArrayLike, counts: Sequence[int] | None = None, target: str = "triangle"
+) -> Picture:
+    """Images [n, H, W], the shapes of the kind ``target`` outlined, and their ``counts`` as titles."""
+    counts = None if counts is None else [f"{n} {target}{'' if n == 1 else 's'}" for n in counts]
     return image_grid(images, masks, counts, columns=5)
 
 
 @style()
-def examples(images: ArrayLike, masks: ArrayLike, maps: Mapping[str, Maps]) -> Picture | Note:
+def examples(
+    images: ArrayLike, masks: ArrayLike, maps: Mapping[str, Maps], target: str = "triangle"
+) -> Picture | Note:
     """A row an image: image, mask, then of each model its map as it is and what of it is above its threshold.
 
     Titles give the models' scores x 100 on the whole test set, naive and optimal.
@@ -46,7 +50,7 @@ def examples(images: ArrayLike, masks: ArrayLike, maps: Mapping[str, Maps]) -> P
         return Note("No examples: none of the groups that they are of is among GROUPS with an accepted fit.")
     images, masks = np.asarray(images), np.asarray(masks)
     if not len(images):
-        return Note("No examples: too few of the test images show a triangle. Raise test_images.")
+        return Note("No examples: too few of the test images show the target. Raise test_images.")
     rows, columns = len(images), 2 + 2 * len(maps)
     size = min(1.6, 12 / columns)
     figure = picture(0.5 + columns * size, 0.55 + rows * size)
@@ -54,7 +58,7 @@ def examples(images: ArrayLike, masks: ArrayLike, maps: Mapping[str, Maps]) -> P
     axes = figure.subplots(rows, columns, squeeze=False)
     for row, (image, mask) in enumerate(zip(images, masks, strict=True)):
         show(axes[row, 0], image, title="" if row else "image")
-        show(axes[row, 1], mask > 0, title="" if row else "triangles")
+        show(axes[row, 1], mask > 0, title="" if row else f"{target}s")
         for column, model in zip(range(2, columns, 2), maps.values(), strict=True):
             heat = np.asarray(model.heat)[row]
             naive, optimal = f"as is {100 * model.naive_score:.1f}", f"threshold {100 * model.optimal_score:.1f}"
@@ -78,6 +82,7 @@ def alignment(
     second_look: Literal["hard", "soft"] = "hard",
     mask: ArrayLike | None = None,
     peak: float = 1.0,
+    target: str = "triangle",
 ) -> Picture:
     """The paper's idea on one image [H, W]: times the scores [H, W] it is the signal, whose sum gives the logit.
 
@@ -98,11 +103,11 @@ def alignment(
         right.text(0.5, 0.5, symbol, ha="center", va="center", fontsize=22, color=GREY)
         right.set_axis_off()
     evidence = float((signal if hard else scores).sum())
-    _sum(axes[-1], scale, evidence, bias, "π ⊙ z" if hard else "π", logit)
+    _sum(axes[-1], scale, evidence, bias, "π ⊙ z" if hard else "π", logit, target)
     return figure
 
 
-def _sum(ax: Axes, scale: float, evidence: float, bias: float, summed: str, logit: float) -> None:
+def _sum(ax: Axes, scale: float, evidence: float, bias: float, summed: str, logit: float, target: str) -> None:
     """The bars of ``scale * evidence`` and ``bias``, and where they end."""
     total = scale * evidence + bias
     rows = [(2, 0.0, scale * evidence, BLUE, f"b² · Σ {summed} = {scale:.2f} × {evidence:.1f}", "evidence"),
@@ -118,7 +123,7 @@ def _sum(ax: Axes, scale: float, evidence: float, bias: float, summed: str, logi
     span = max(high - low, 1e-9)
     ax.set(xlim=(low - 0.06 * span, high + 0.35 * span), ylim=(-0.6, 2.7), yticks=[])
     ax.spines["left"].set_visible(False)
-    verdict = "triangle" if logit > 0 else "no triangle"
+    verdict = target if logit > 0 else f"no {target}"
     ax.set_xlabel(f"the network says {_signed(logit)}: {verdict}", loc="left")
 
 
@@ -126,7 +131,7 @@ def _signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
-_QUESTIONS = ("accuracy from the\nmarked part alone", "detection score:\nmarks the triangles?", "accuracy")
+_QUESTIONS = ("accuracy from the\nmarked part alone", "detection score:\nmarks the {}s?", "accuracy")
 
 
 @style()
@@ -137,6 +142,7 @@ def key(
     index: int = 0,
     title: str = "Equally accurate, not equally explained",
     majority: float = MAJORITY,
+    target: str = "triangle",
 ) -> Picture:
     """The study at a glance: one image [H, W], each model's map of it (``heat[index]``), and what its maps are worth.
 
@@ -147,11 +153,11 @@ def key(
     figure = picture(1.62 * columns, 3.45)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.02, wspace=0.02)
     axes = figure.subplots(2, columns, height_ratios=(5, 4), squeeze=False)
-    show(axes[0, 0], image, mask, "triangles outlined")
+    show(axes[0, 0], image, mask, f"{target}s outlined")
     axes[1, 0].set(xlim=(0, 1), ylim=(0, 2.85))
     axes[1, 0].set_axis_off()
     for y, text in enumerate(_QUESTIONS):
-        axes[1, 0].text(1, y + 0.38, text, ha="right", va="center", fontsize=9)
+        axes[1, 0].text(1, y + 0.38, text.format(target), ha="right", va="center", fontsize=9)
     for ax, below, model in zip(axes[0, 1:], axes[1, 1:], maps.values(), strict=True):
         show(ax, overlay(image, np.asarray(model.heat)[index]), title=model.label)
         _bars(below, model, majority)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from helpers.config import Settings, Several, Study, suggest
 from helpers.data.toyshapes import ToyShapesSettings
@@ -125,3 +125,17 @@ class ToyShapesStudy(Study):
         if len(set(names)) < len(names):
             raise ValueError("name each group once")
         return names
+
+    @model_validator(mode="after")
+    def _halved(self) -> ToyShapesStudy:
+        """A decoder doubles what the encoder has halved: only then is the map as large as the image."""
+        side = self.data.n_blocks * self.data.block_size
+        for name in self.groups:
+            model = getattr(self.group, name).model
+            if model.kind == "pinet" and model.spatial_decoder and side % 2 ** (model.depth - 1):
+                raise ValueError(
+                    f"images of data.n_blocks x data.block_size = {side} pixels cannot be halved {model.depth - 1} "
+                    f"times, as group.{name}.model.depth = {model.depth} asks: take a multiple of "
+                    f"{2 ** (model.depth - 1)} pixels, or another depth"
+                )
+        return self

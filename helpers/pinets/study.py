@@ -358,10 +358,21 @@ def _reevaluate(study: ToyShapesStudy, shelf: Shelf) -> Shelf:
                 fit = Fit(group, seed)
                 record = evaluate_fit(fit, study, shelf) if shelf.weights_path(fit).exists() else None
             kept += record is None
-            _keep(out, record or shelf.record(name))
+            _keep(out, record or _as_it_is(name, study, shelf))
     if kept:
         log.warning("%d records were kept as they are: their weights are not there", kept)
     return Shelf(out)
+
+
+def _as_it_is(name: str, study: ToyShapesStudy, shelf: Shelf) -> dict[str, Any]:
+    """The record of a fit whose weights are not on ``shelf``. Raises `ArtifactError` if it would have to be another."""
+    try:
+        return checked(shelf.record(name), study)
+    except artifacts.ArtifactError as error:
+        raise artifacts.ArtifactError(
+            f"{error}. But the weights of {name} are not in {shelf.weights}: RETRAIN=True trains them, or take back "
+            "the change"
+        ) from None
 
 
 def _take_shipped_records(study: ToyShapesStudy) -> None:

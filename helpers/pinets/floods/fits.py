@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -172,14 +172,15 @@ def train(member: Member, out: Path, progress: bool = False) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(model.parameters(), options.learning_rate, weight_decay=options.weight_decay)
     labelled = mask_carriers(member, len(own.train))
     validate = evaluate.Validation(data, own.validation, member.classes, fabric.device)
-    plateau = training.Plateau(optimizer, factor=options.factor, patience=options.patience)
+    chosen_by, mode = criterion(member)
+    plateau = training.Plateau(optimizer, factor=options.factor, patience=options.patience, mode=mode)
 
     def after_epoch(net: nn.Module, epoch: int) -> dict[str, float]:
         net.eval()
         found = validate(net)
         net.train()
-        plateau.metric = score = selection(member, found)
-        return found | {"score": score}
+        plateau.metric = found[chosen_by]
+        return found | {"score": selection(member, found)}
 
     by_area = member.kind == "pinet"
     expected = float(labelled.sum()) * options.batch_size / len(labelled) if by_area else 0.0
@@ -215,11 +216,17 @@ def train(member: Member, out: Path, progress: bool = False) -> dict[str, Any]:
     return metadata
 
 
-def selection(member: Member, found: dict[str, float]) -> float:
-    """What a checkpoint is chosen by, higher is better: the error of areas, or for a SegNet under the released rules
-    the soft TDR."""
+def criterion(member: Member) -> tuple[str, Literal["min", "max"]]:
+    """What a checkpoint is chosen by and the rate falls with, and its better end: the error of areas, or for a SegNet
+    under the released rules the soft TDR."""
     released = member.rules == "released" and member.kind == "segnet"
-    return found["soft_tdr"] if released else -found["area_error"]
+    return ("soft_tdr", "max") if released else ("area_error", "min")
+
+
+def selection(member: Member, found: dict[str, float]) -> float:
+    """The `criterion` as a score: higher is better."""
+    name, mode = criterion(member)
+    return found[name] if mode == "max" else -found[name]
 
 
 def build(member: Member) -> PiNet:
