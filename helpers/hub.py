@@ -127,14 +127,14 @@ metadata; results are JSON and CSV that name the weights they were computed from
 @contextmanager
 def _asking(hub: str) -> Iterator[Any]:
     """The Hub's client; what it says no to is a `DownloadError` without what may be secret."""
-    import httpx
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
+    for client in ("httpx", "httpx2"):  # whichever the Hub's library uses tells every URL, signed ones too
+        logging.getLogger(client).setLevel(logging.WARNING)
     token = get_token()
     try:
         yield HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="sightline")
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError, OSError, ValueError) as error:
+    except Exception as error:  # of a library whose versions raise errors of several others
         said = " ".join(downloads.redacted(str(error)).split())
         said = said.replace(token, "...") if token else said
         remedy = "" if token else "; you are not logged in: `hf auth login`, or set HF_TOKEN"
@@ -164,8 +164,14 @@ def _refuse_damaged(root: Path, study: str) -> None:
 
 
 def _set_aside(root: Path, study: str) -> None:
-    """Keep a copy of the set that is shipped, unless there is one: under the digest of its weights' manifest."""
-    if (shipped := root / "weights" / study / MANIFEST).exists():
-        kept = root / REPLACED / f"{study}-{artifacts.sha256(shipped)[:12]}"
-        for kind in KINDS if not kept.exists() else ():
-            shutil.copytree(root / kind / study, kept / kind)
+    """Keep a copy of the set that is shipped, unless there is one: under the digest of its manifests. It has its name
+    when it is whole."""
+    manifests = [path for kind in KINDS if (path := root / kind / study / MANIFEST).exists()]
+    kept = root / REPLACED / f"{study}-{config.digest([artifacts.sha256(path) for path in manifests])}"
+    if not manifests or kept.exists():
+        return
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".new-") as temporary:
+        for folder in {path.parent for path in manifests}:
+            shutil.copytree(folder, Path(temporary, "set", folder.parent.name))
+        Path(temporary, "set").replace(kept)

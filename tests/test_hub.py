@@ -19,6 +19,7 @@ from helpers.config import ConfigError
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "hf_" + "SecretSecretSecret"
+SIGNATURE = "SignedSigned"
 REPO = "owner/tiny"
 
 
@@ -79,7 +80,8 @@ class Answers(BaseHTTPRequestHandler):
                      for file in json.loads(body)["files"]]  # fmt: skip
             return self.answer({"files": modes})
         if path == f"/{REPO}.git/info/lfs/objects/batch":
-            objects = [{**asked, "actions": {"upload": {"href": f"{site.url}/lfs/{asked['oid']}"}}}
+            upload = f"{site.url}/lfs/{{}}?X-Amz-Signature={SIGNATURE}"
+            objects = [{**asked, "actions": {"upload": {"href": upload.format(asked["oid"])}}}
                        for asked in json.loads(body)["objects"]]  # fmt: skip
             return self.answer({"transfer": "basic", "objects": objects})
         if path == f"/api/models/{REPO}/commit/main":
@@ -197,8 +199,36 @@ def test_what_is_pushed_is_pulled_by_its_commit_and_no_token_is_told(site, call,
     assert {name: (kept / name.replace("tiny/", "", 1)).read_bytes() for name in theirs} == theirs
 
     assert site.tokens == {f"Bearer {TOKEN}"}
-    assert TOKEN not in pushed + pulled
+    assert TOKEN not in pushed + pulled and SIGNATURE not in pushed + pulled
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()]
+
+
+def test_every_set_that_a_pulled_one_replaces_is_kept(site, call, tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    ship(here, "first")
+    call((here, ["push"]))
+    sets = []
+    for result in ("one", "other"):  # of the same weights, measured anew
+        ship(there, "theirs")
+        (there / "results/tiny/0.json").write_text(json.dumps({"is": result}))
+        made = artifacts.read_manifest(there / "results/tiny")["provenance"]
+        artifacts.write_manifest(there / "results/tiny", made)
+        sets.append(tree(there))
+        assert "exit 0" in call((there, ["pull"]))
+    kept = [
+        {name: path.read_bytes() for name in one if (path := folder / name.replace("tiny/", "", 1)).exists()}
+        for folder in (there / hub.REPLACED).iterdir()
+        for one in sets[:1]
+    ]
+    assert len(kept) == 2 and all(one in kept for one in sets)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(site, call, tmp_path):
+    ship(tmp_path / "here", "first")
+    site.server_port = 9  # where nobody answers
+    printed = call((tmp_path / "here", ["push"]), (tmp_path / "here", ["pull"]))
+    assert re.findall(r"exit \d", printed) == ["exit 2", "exit 2"] and "Traceback" not in printed
+    assert f"{REPO}: " in printed and TOKEN not in printed
 
 
 def test_what_the_hub_refuses_is_said_in_one_line_without_the_token(site, call, tmp_path):

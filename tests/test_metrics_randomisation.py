@@ -192,6 +192,15 @@ def test_the_complexity_of_a_blind_map_does_not_rise(model, x, target):
         assert (efficient_mprt(blind, model, x, target) == 0).all()
 
 
+def test_a_map_that_said_nothing_has_no_relative_rise(model, x, target):
+    before = bits(model)
+
+    def awoken(model, x, target):
+        return torch.zeros_like(x[:, 0]) if same(model, before) else noise_maps(x)
+
+    assert efficient_mprt(awoken, model, x, target).isnan().all()
+
+
 def test_a_map_that_turns_into_noise_rises_in_complexity(model, x, target):
     before = bits(model)
 

@@ -150,6 +150,10 @@ def test_the_identity_changes_with_what_computes_and_with_nothing_else(tmp_path,
     before = now(RETRAIN=True)
     (tmp_path / "weights" / "tiny" / "manifest.json").write_text("[]")
     assert now(RETRAIN=True) == before, "a run that trains reads nothing that is shipped"
+    path.write_text(path.read_text().replace("helpers.used as u", "helpers.used as u; u.published(0)"))
+    before = now(RETRAIN=True)
+    (tmp_path / "weights" / "tiny" / "manifest.json").write_text("{}")
+    assert now(RETRAIN=True) != before, "but for what its notebook shows beside its own"
 
 
 def test_a_notebook_reaches_the_modules_of_its_study_and_no_other_study():

@@ -243,6 +243,14 @@ def test_pixels_are_given_back_by_every_mapping(made):
     assert figures.given_back(found, [0, 25, 100])._repr_png_()
 
 
+def test_without_a_truth_its_tables_are_empty(made):
+    """Of photographs, nobody knows which part is the cause."""
+    frame = study.frame(made[2])
+    photographs = frame[frame.aspect != "truth"]
+    for table in (tables.truth(photographs), tables.truth(photographs, ends=True), tables.distinct(photographs)):
+        assert table.empty and isinstance(table._repr_html_(), str)
+
+
 # ------------------------------------------------------------------------------------------------------ explorer
 
 

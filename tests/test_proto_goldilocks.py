@@ -12,7 +12,7 @@ from matplotlib.text import Text
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from helpers import artifacts, runtime
+from helpers import artifacts, options, runtime
 from helpers.config import ConfigError, read_parameters
 from helpers.prototypes import goldilocks, goldilocks_figures, pareto, probes
 from helpers.prototypes.goldilocks import Goldilocks, collect, cuts, members
@@ -320,6 +320,26 @@ def test_some_backbones_may_be_fine_tuned_alone():
     assert set(asked[2:]) == {("finetune", "squeezenet1_1")} and len(asked) == 2 + len(cuts(study, "squeezenet1_1"))
     with pytest.raises(ConfigError, match="did you mean vgg16"):
         members(study.override({"finetuned": ("vgg_16",)}))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--backbones vgg16 resnet50_v1 --filter maxpool --epochs 10",  # the module's own
+        "--backbones resnet18 densenet121 --modes probe",  # notebook 07's
+    ],
+)
+def test_ones_own_backbones_need_not_be_those_that_the_preset_fine_tunes(words):
+    study = options.resolve(options.options(words.split(), Goldilocks, goldilocks.OWN), Goldilocks)
+    asked = members(study)
+    assert {member.backbone for member in asked if member.mode == "probe"} <= set(study.backbones)
+    tuned = {member.backbone for member in asked if member.mode == "finetune"}
+    assert tuned == ({"vgg16", "resnet50_v1"} if "finetune" in study.modes else set())
+
+
+def test_the_notebooks_example_of_backbones_is_possible():
+    given = {"PRESET": "reduced", "BACKBONES": ["resnet18", "timm:resnet10t"]}
+    assert {member.backbone for member in members(read_parameters(given, Goldilocks))} == set(given["BACKBONES"])
 
 
 def test_a_filter_that_leaves_nothing_is_an_error_that_lists_what_there_is():

@@ -275,7 +275,7 @@ def test_folders_of_one_second_are_told_apart(tmp_path, monkeypatch):
     assert names == [f"2026-01-02T03_04_05_DEBUG{end}" for end in ("", "_1", "_2")]
 
 
-def test_a_run_that_was_cut_off_is_resumed_to_the_same_bits(tmp_path, monkeypatch):
+def test_a_run_that_was_cut_off_is_resumed_to_the_same_bits(tmp_path, monkeypatch, caplog):
     class Cut(BaseException):
         pass
 
@@ -297,5 +297,6 @@ def test_a_run_that_was_cut_off_is_resumed_to_the_same_bits(tmp_path, monkeypatc
     with pytest.raises(Exception, match="it is no finished run"):
         runs.load_run(left)
     assert main(["--resume", str(left)]) == 0
+    assert main(["--resume", str(left)]) == 2 and "nothing is left to resume" in caplog.text
     states = [runs.load_run(folder)[0].state_dict() for folder in (whole, left)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

@@ -289,4 +289,7 @@ def test_a_study_is_published_whole(made, tmp_path, monkeypatch):
     assert collect(settings.override({"out": ""})) == records
     with pytest.raises(ArtifactError, match="no results of"):
         publish.publish([settings.override({"seeds": 2})], goldilocks.Goldilocks(), [])
+    for fewer in ([settings.override({"groups": GROUPS[:2]})], []):
+        with pytest.raises(ArtifactError, match="would be lost"):
+            publish.publish(fewer, goldilocks.Goldilocks(), [])
     assert collect(settings.override({"out": ""})) == records

@@ -87,14 +87,16 @@ def efficient_mprt(
 ) -> Tensor:
     """``(C' - C) / C``, the rise of a map's complexity when the whole model becomes random (arXiv 2401.06465): [B].
 
-    Higher is better. C is the entropy of the histogram of the map, of ``bins`` between its ends; 0 if C' equals C.
+    Higher is better. C is the entropy of the histogram of the map, of ``bins`` between its ends; 0 if C' equals C. NaN
+    of a constant map that becomes another: from a complexity of 0 there is no relative rise.
     """
     before = _histogram_entropy(explained(explain, model, x, target, batch=batch), bins)
     with restored(model):
         for layer in weighted_layers(model, x[:1]):
             randomise(model, layer, seed)
         after = _histogram_entropy(explained(explain, model, x, target, batch=batch), bins)
-    return torch.where(after == before, 0, (after - before) / before)
+    rise = torch.where(before == 0, torch.nan, (after - before) / before)
+    return torch.where(after == before, 0, rise)
 
 
 def weighted_layers(model: nn.Module, x: Tensor) -> tuple[str, ...]:

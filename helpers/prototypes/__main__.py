@@ -54,6 +54,8 @@ def train(given: dict) -> None:
         if given:
             raise ConfigError(f"--resume takes the settings of the run, not --{next(iter(given))}")
         study = runs.read_config(Path(folder))
+        if runs.is_over(Path(folder)):
+            raise ConfigError(f"{folder} is over: nothing is left to resume, and results/ has what it came to")
         runs.run(study, study.seed, Path(folder), progress=True)
         return
     study = resolve(given)

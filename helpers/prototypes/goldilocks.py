@@ -190,17 +190,21 @@ class Shelf(RecordShelf):
 
 
 def members(study: Goldilocks) -> list[Member]:
-    """All that a study trains: the probes, then seed by seed the cuts. Raises `ConfigError` if the filter leaves
-    nothing, or ``finetuned`` names a backbone that is not there."""
+    """All that a study trains: the probes, then seed by seed the cuts. What a preset fine-tunes of its own backbones
+    says nothing of others: without them, all are. Raises `ConfigError` if the filter leaves nothing, or ``finetuned``
+    names a backbone that is not there."""
     known = {backbone: {stage: n for n, stage in enumerate(cuts(study, backbone))} for backbone in study.backbones}
-    if strange := [backbone for backbone in study.finetuned or () if backbone not in known]:
+    finetuned = study.finetuned or tuple(known)
+    if finetuned == study.presets[study.preset].get("finetuned") and not set(finetuned) & set(known):
+        finetuned = tuple(known)
+    if strange := [backbone for backbone in finetuned if backbone not in known]:
         raise ConfigError(f"finetuned has {strange[0]!r}, which is not among backbones: {suggest(strange[0], known)}")
     seeds = {"probe": study.seeds, "finetune": study.finetune_seeds or study.seeds}
     found = []
     for mode in (mode for mode in seeds if mode in study.modes):
         for seed in range(study.seed, study.seed + seeds[mode]):
             for backbone, stages in known.items():
-                if mode == "finetune" and backbone not in (study.finetuned or known):
+                if mode == "finetune" and backbone not in finetuned:
                     continue
                 kept = {stage: n for stage, n in stages.items() if study.filter in f"{backbone}/{stage}"}
                 alone = [{stage: n} for stage, n in kept.items()]

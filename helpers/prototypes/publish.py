@@ -1,4 +1,4 @@
-"""``python -m helpers.prototypes.publish toybirds``: ship what was trained and measured in the working folder.
+"""``python -m helpers.prototypes.publish toybirds cub_subset``: ship what the working folder holds of these presets.
 
 Ships the records of all fits, of their evaluation and of the cuts, the weights that the notebooks and their explorers
 look into, and the key figure.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from helpers import config, figures, runtime
+from helpers import artifacts, config, figures, runtime
 from helpers.prototypes import examples, goldilocks
 from helpers.prototypes import study as networks
 from helpers.prototypes.evaluation import study as evaluation
@@ -26,13 +26,19 @@ def publish(
 ) -> list[str]:
     """Make the working folder's records the shipped ones; returns their names. The first of ``studies``, if there are
     any, is the one that is shown. All is checked before anything is replaced. Raises `ArtifactError` for what is
-    missing."""
+    missing, and for what is shipped and would be lost."""
     out = working_folder(studies[0]) if studies else working_folder(PrototypesStudy())
     source, here = Shelf(out), {"retrain": False, "reevaluate": False, "out": str(out)}
     goldilocks.collect(cuts.override(here))
     names = [member.name for member in goldilocks.members(cuts)]
     for kind, asked in ((networks, studies), (evaluation, evaluations)):
         names += [record["name"] for study in asked for record in kind.collect(study.override(here))]
+    shipped = [name.removesuffix(".json") for name in artifacts.listed(Shelf().results) if name.endswith(".json")]
+    if lost := sorted(set(shipped) - set(names)) or ([] if studies or not shipped else ["the networks shown"]):
+        raise artifacts.ArtifactError(
+            f"{lost[0]}{f' and {len(lost) - 1} more' if lost[1:] else ''} would be lost, which {Shelf().results} has; "
+            "name the presets of all that is shipped, and train what is missing with RETRAIN=True"
+        )
     made = {
         "settings": {study.preset: study.provenance() for study in [*studies, cuts]},
         "evaluation": {study.preset: study.evaluation.model_dump(mode="json") for study in evaluations},

@@ -73,6 +73,11 @@ def _run(fabric: Fabric, study: PrototypesStudy, seed: int, folder: Path | None,
     return folder
 
 
+def is_over(folder: Path) -> bool:
+    """Was the run in ``folder`` brought to its end? Its working files are gone then."""
+    return (folder / "results" / "record.json").exists() and not (folder / "work").exists()
+
+
 def log_folder(study: PrototypesStudy) -> Path:
     return Path(study.log_dir) if study.log_dir else fits.working_folder(study) / "runs"
 

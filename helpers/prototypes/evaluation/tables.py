@@ -49,6 +49,8 @@ def by_variant(
     metrics ``names``: mean ± standard deviation over seeds; or, for their ``ends``, from where to where the 95 %
     intervals of all seeds reach."""
     own = frame[(frame.aspect == aspect) & frame.metric.isin(names)]
+    if own.empty:  # photographs have no truth, say
+        return pd.DataFrame(columns=list(names.values()), index=pd.MultiIndex.from_tuples([], names=["group", index]))
     cells = own.groupby(["group", "variant", "metric"], sort=False)
     table = (cells[["low", "high"]].apply(_hull) if ends else cells.value.agg(mean_and_deviation)).unstack()
     table = table.reindex(columns=[name for name in names if name in table]).fillna("")
