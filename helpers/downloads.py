@@ -20,7 +20,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import Self
@@ -180,8 +180,9 @@ def _fetch(source: Source, target: Path, hint: str, patience: Patience, report: 
             report(target.stat().st_size)
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(target):
-            if target.exists():  # another process has fetched it
+        with FileLock(lock := target.with_name(f".{target.name}.lock")), ExitStack() as after:  # others share the part
+            after.callback(lock.unlink, missing_ok=True)
+            if target.exists():  # one of them has fetched it
                 return _fetch(source, target, hint, patience, report)
             for route in _routes(source):
                 if not (failure := _pursue(route, source, part, patience, report)):
@@ -194,17 +195,6 @@ def _fetch(source: Source, target: Path, hint: str, patience: Patience, report: 
     for kept in filter(Path.exists, (part, _stage(part))):
         notes.append(f"kept: {kept.name}; running again goes on from it, deleting it begins anew")
     raise _error(f"{target.name} could not be downloaded", notes, by_hand, hint)
-
-
-@contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Of several processes one at a time; they would write into the same part."""
-    lock = FileLock(target.with_name(f".{target.name}.lock"))
-    with lock:
-        try:
-            yield
-        finally:
-            Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _pursue(route: Route, source: Source, part: Path, patience: Patience, report: Report) -> str:

@@ -7,11 +7,11 @@ import torch
 from causal_nets import Depthwise, Fire, Plain, Residual, images, make
 from torch import nn
 
-from helpers.causal_graphs.discover import REFERENCE, Discovery, choose, discover, explain, weights_hash
+from helpers.causal_graphs.discover import REFERENCE, Discovery, choose, discover, explain
 from helpers.causal_graphs.engines import Cut, Samples, cut_logits, first_order, single_cuts
 from helpers.causal_graphs.graph import CausalGraph
 from helpers.causal_graphs.interventions import Intervention
-from helpers.causal_graphs.network import Network
+from helpers.causal_graphs.network import Network, weights_hash
 from helpers.causal_graphs.statistics import Selection, measure
 from helpers.config import ConfigError
 from helpers.data.images import Images, Preprocess

@@ -10,7 +10,6 @@ become the effects that the next layer down is cut from.
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 import math
 import time
@@ -30,7 +29,7 @@ from helpers.causal_graphs.graph import CausalGraph
 from helpers.causal_graphs.interventions import Intervention
 from helpers.causal_graphs.layers import ONE_TO_ONE, Edges, Layer
 from helpers.causal_graphs.links import Link
-from helpers.causal_graphs.network import Network, reverse
+from helpers.causal_graphs.network import Network, reverse, weights_hash
 from helpers.causal_graphs.statistics import (
     Effect,
     Measured,
@@ -209,16 +208,6 @@ def discover(
         graph.save(path)
         partial.unlink(missing_ok=True)
     return graph
-
-
-def weights_hash(model: nn.Module) -> str:
-    """12 hexadecimal digits that change with any weight or buffer."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else
-                      str(value.item()).encode())  # fmt: skip
-    return digest.hexdigest()[:12]
 
 
 class _Walk:

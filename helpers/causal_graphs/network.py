@@ -6,6 +6,7 @@ recorded once, is what makes thousands of interventions cheap.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -285,3 +286,13 @@ def reverse(network: Network) -> Iterator[tuple[Space, list[Link]]]:
     for space in reversed(list(network.spaces.values())):
         if readers := [link for link in network.links.values() if link.source == space.name]:
             yield space, readers
+
+
+def weights_hash(model: nn.Module) -> str:
+    """12 hexadecimal digits that change with any weight or buffer."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else
+                      str(value.item()).encode())  # fmt: skip
+    return digest.hexdigest()[:12]

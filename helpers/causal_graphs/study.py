@@ -28,7 +28,7 @@ from helpers.causal_graphs import discover, fits
 from helpers.causal_graphs.discover import REFERENCE, Discovery
 from helpers.causal_graphs.fits import STUDY, Fit
 from helpers.causal_graphs.graph import CausalGraph
-from helpers.causal_graphs.network import Network
+from helpers.causal_graphs.network import Network, weights_hash
 from helpers.causal_graphs.presets import CausalGraphsStudy
 from helpers.data import images as data
 from helpers.data.images import Images
@@ -172,7 +172,7 @@ class Checkpoint:
         """Was the graph found in these weights, with these settings?"""
         options = self.options(mode)
         wanted = {
-            "weights_hash": discover.weights_hash(self.model),
+            "weights_hash": weights_hash(self.model),
             "selection": options.selection.model_dump(mode="json"),
             "search": discover.search_facts(options, self.study.n_samples),
             "intervention": discover.intervention_facts(options),

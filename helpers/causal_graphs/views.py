@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from helpers import widgets
 from helpers.artifacts import ArtifactError
-from helpers.causal_graphs.discover import weights_hash
 from helpers.causal_graphs.drawing import View, spatial_do
 from helpers.causal_graphs.engines import Cut, Samples, cut_logits
 from helpers.causal_graphs.graph import CausalGraph
 from helpers.causal_graphs.interventions import Intervention
 from helpers.causal_graphs.layers import Layer
 from helpers.causal_graphs.links import Link
-from helpers.causal_graphs.network import Network
+from helpers.causal_graphs.network import Network, weights_hash
 from helpers.causal_graphs.page import Evidence
 from helpers.causal_graphs.statistics import measure, outcome
 from helpers.config import ConfigError
