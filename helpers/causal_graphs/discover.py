@@ -384,7 +384,7 @@ def intervention_facts(options: Discovery) -> dict[str, object]:
 def search_facts(options: Discovery, n_samples: int) -> dict[str, object]:
     """What else decides which nodes a walk finds, as a graph carries it."""
     names = {"candidates", "screened_below", "retested", "refine", "dtype"}
-    return {"n_samples": n_samples, **options.model_dump(mode="json", include=names)}
+    return {"n_samples": int(n_samples), **options.model_dump(mode="json", include=names)}
 
 
 def _begun(partial: Path | None, about: dict) -> list[Layer]:
