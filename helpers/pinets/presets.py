@@ -92,7 +92,7 @@ class ToyShapesStudy(Study):
             "test_images": 100,
             "baseline_fits": 1,
             "baseline_images": 2,
-            "data.n_images": 160,
+            "data.n_images": 96,
             "group.*.training.epochs": 2,
             "group.*.training.min_accuracy": 0.0,
         },

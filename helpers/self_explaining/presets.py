@@ -84,7 +84,7 @@ class SelfExplainingStudy(Study):
         },
         "quick": {
             "dataset": "digits", "training_mode": "pretrain_and_joint_and_finetuning", "few_shot_train_percent": 0.1,
-            "n_pretraining_epochs": 2, "n_epochs": 1, "n_finetuning_epochs": 1, "seeds": 1,
+            "n_pretraining_epochs": 1, "n_epochs": 1, "n_finetuning_epochs": 1, "seeds": 1,
             "batch_size": 64, "batch_size_critic": 16, "n_critic_batches": 2,
             "groups": ("clean/cnn", "clean/lsx", "decoy/cnn", "decoy/lsx"), "critics": 1, "evaluated_images": 20,
         },
