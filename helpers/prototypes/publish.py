@@ -34,7 +34,7 @@ def publish(
     for kind, asked in ((networks, studies), (evaluation, evaluations)):
         names += [record["name"] for study in asked for record in kind.collect(study.override(here))]
     shipped = [name.removesuffix(".json") for name in artifacts.listed(Shelf().results) if name.endswith(".json")]
-    if lost := sorted(set(shipped) - set(names)) or ([] if studies or not shipped else ["the networks shown"]):
+    if lost := sorted(set(shipped) - set(names)):
         raise artifacts.ArtifactError(
             f"{lost[0]}{f' and {len(lost) - 1} more' if lost[1:] else ''} would be lost, which {Shelf().results} has; "
             "name the presets of all that is shipped, and train what is missing with RETRAIN=True"
