@@ -15,7 +15,7 @@ run: $(INSTALLED)  ## execute every notebook into runs/ and write runs/index.htm
 
 test: $(INSTALLED)  ## style, tests, and every notebook compared with its stored outputs (a quarter of an hour)
 	$(PY) -m ruff check .
-	OMP_NUM_THREADS=1 $(PY) -m pytest -rs --durations=15 -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(PY) -m pytest -rs --durations=15 -n 3 --dist loadfile --no-loadscope-reorder
 	OMP_NUM_THREADS=1 $(PY) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 --durations=5 -n 2 --dist loadfile notebooks
 
 bench: $(INSTALLED)  ## speed against plain reference implementations

@@ -3,7 +3,7 @@
 import os, re, subprocess, sys, tempfile  # noqa: E401, I001
 from pathlib import Path
 
-STUDY, NEEDS = "toyshapes", "captum ipywidgets lightning matplotlib pandas pydantic pyyaml safetensors scipy tqdm"
+STUDY, NEEDS = "toyshapes", "captum ipywidgets lightning-fabric matplotlib pandas scipy tqdm"
 
 
 class BootstrapError(Exception):

@@ -17,8 +17,8 @@ from pathlib import Path
 KEPT = ("torch", "torchvision", "numpy")
 """What Colab and Kaggle build for their own hardware: never replaced."""
 
-ALWAYS = ("requests",)
-"""What the helpers need in nearly every study (`downloads`) and no other package brings along."""
+ALWAYS = ("pydantic", "pyyaml", "requests", "safetensors")
+"""What the helpers need in every study (`config`, `downloads`, `artifacts`), besides what a notebook names."""
 
 logger = logging.getLogger(__name__)
 

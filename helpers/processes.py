@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
-    from lightning.fabric.strategies import DDPStrategy
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
 
 LONGEST = timedelta(hours=6)  # that the others wait while the first process is busy alone
 
@@ -19,8 +19,8 @@ LONGEST = timedelta(hours=6)  # that the others wait while the first process is 
 def strategy() -> DDPStrategy:
     """Fabric's strategy of processes that are begun by a script, ``torchrun`` or a notebook. `average` brings their
     gradients together, so nothing is wrapped around the model, and which weights learn may change between epochs."""
-    from lightning.fabric.strategies import DDPStrategy
-    from lightning.fabric.utilities.imports import _IS_INTERACTIVE
+    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.utilities.imports import _IS_INTERACTIVE
 
     class Replicas(DDPStrategy):
         def setup_module(self, module: nn.Module) -> nn.Module:

@@ -93,7 +93,7 @@ def fast_dtype(where: torch.device) -> torch.dtype:
 
 def environment() -> dict[str, str]:
     """Versions and hardware, for provenance and bug reports."""
-    packages = ("torch", "torchvision", "numpy", "lightning", "captum", "quantus", "papermill", "ipywidgets")
+    packages = ("torch", "torchvision", "numpy", "lightning-fabric", "captum", "quantus", "papermill", "ipywidgets")
     report = {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()}
     for package in packages:
         try:

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from helpers import artifacts, processes, runtime
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -76,12 +76,11 @@ def fabric(device: runtime.Device = "auto", precision: Precision = "auto", devic
     Several ``devices`` are one process each: what trains is a function of the Fabric, ``fabric.launch(function, ...)``,
     in a script as in a notebook and under ``torchrun``.
     """
-    if importlib.util.find_spec("torchvision"):
-        runtime.import_torchvision()  # lightning imports it too, and fails in other words where it is broken
-    from lightning.fabric import Fabric  # takes seconds to import, and only training needs it
+    if all(map(importlib.util.find_spec, ("torchmetrics", "torchvision"))):
+        runtime.import_torchvision()  # Fabric imports the one, this the other, and fails in other words if it is broken
+    from lightning_fabric import Fabric  # takes seconds to import, and only training needs it
 
-    logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.WARNING)  # a line for every Fabric made
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)  # a line for every Fabric made
     where = runtime.device(device)
     if precision == "auto":
         precision = "bfloat16" if runtime.fast_dtype(where) == torch.bfloat16 else "float32"

@@ -4,6 +4,7 @@ do not fit. Apart from `test_reexecute`, so that two can share the work."""
 import os
 
 import pytest
+from test_training import broken_torchvision
 
 from helpers.notebooks import execute, list_notebooks
 
@@ -53,12 +54,9 @@ def test_a_read_only_out_is_refused_by_name(path, tmp_path):
 
 
 def test_a_torchvision_that_does_not_fit_is_explained_in_one_line(tmp_path):
-    """As beside the CPU-only torch 2.13.0: lightning, which trains in every notebook, imports it."""
+    """As beside the CPU-only torch 2.13.0: Fabric, which trains in every notebook, may import it."""
     (path,) = list_notebooks(["01"])
-    (tmp_path / "torchvision").mkdir()
-    source = "raise RuntimeError('operator torchvision::nms does not exist')"
-    (tmp_path / "torchvision" / "__init__.py").write_text(source)
-    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    env = broken_torchvision(tmp_path)
     run = execute(path, tmp_path / path.name, QUICK | {"OUT": str(tmp_path / "out")}, timeout=300, env=env)
     assert run.status == "failed"
     assert run.error.startswith("TorchvisionError: torchvision cannot be imported beside torch"), run.traceback

@@ -372,15 +372,18 @@ def test_a_log_reads_back_as_the_history_it_was_written_from(tmp_path):
 
 
 def broken_torchvision(folder):
-    """An environment whose torchvision fails at import, as beside the CPU-only torch 2.13.0."""
-    (folder / "torchvision").mkdir()
-    source = "raise RuntimeError('operator torchvision::nms does not exist')"
-    (folder / "torchvision" / "__init__.py").write_text(source)
+    """An environment whose torchvision fails at import, as beside the CPU-only torch 2.13.0, and that has the
+    torchmetrics which Fabric then imports with it."""
+    for package, source in {
+        "torchvision": "raise RuntimeError('operator torchvision::nms does not exist')",
+        "torchmetrics": "import torchvision",
+    }.items():
+        (folder / package).mkdir()
+        (folder / package / "__init__.py").write_text(source)
     return {**os.environ, "PYTHONPATH": str(folder)}
 
 
 def test_training_beside_a_torchvision_that_does_not_fit_says_what_to_install(tmp_path):
-    """Lightning imports it too."""
     code = "from helpers import training; training.fabric('cpu')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=broken_torchvision(tmp_path),
                           capture_output=True, text=True)  # fmt: skip
@@ -394,9 +397,12 @@ def test_reading_what_is_shipped_never_meets_torchvision(tmp_path):
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=broken_torchvision(tmp_path), check=True)
 
 
-def test_without_torchvision_training_goes_on(monkeypatch):
-    """Lightning does not need it."""
-    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None)
+@pytest.mark.parametrize("missing", ["torchmetrics", "torchvision"])
+def test_without_torchvision_training_goes_on(monkeypatch, missing):
+    """Fabric does not need it, and only torchmetrics leads there."""
+    import lightning_fabric  # noqa: F401  (before `find_spec` tells stories)
+
+    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None if name == missing else object())
     monkeypatch.setattr(runtime, "import_torchvision", lambda: pytest.fail("it was imported"))
     assert training.fabric("cpu")
 

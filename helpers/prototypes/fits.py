@@ -30,7 +30,7 @@ from helpers.prototypes.sets import Sets, sets
 from helpers.records import columns, rounded
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 STUDY = "prototypes"
 

@@ -32,7 +32,7 @@ from helpers.prototypes.models import Network
 from helpers.prototypes.presets import Loss, PrototypesStudy
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 log = logging.getLogger(__name__)
 
