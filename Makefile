@@ -28,14 +28,16 @@ clean:  ## remove what is generated, the environment too
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
-# uv installs in half a minute what takes pip several; where it cannot be had, pip does it. Bytecode is compiled once,
-# here: every kernel and worker starts in a third of the time, even where Python is told to write none.
+# Compiled modules are kept, also where Python is told to write none: hundreds of processes would compile them anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+# uv installs in half a minute what takes pip several; where it cannot be had, pip does it.
 $(INSTALLED): requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Sightline needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "no virtual environment could be made: install python3-venv (Debian, Ubuntu), then run make again"; exit 1; }
 	@if $(PY) -m pip install --quiet uv; \
-		then $(PY) -m uv pip install --compile-bytecode --python $(PY) -r requirements.txt -c constraints.txt; \
+		then $(PY) -m uv pip install --python $(PY) -r requirements.txt -c constraints.txt; \
 		else $(PY) -m pip install -r requirements.txt -c constraints.txt; fi
 	@touch $@
