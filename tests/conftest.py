@@ -84,6 +84,22 @@ def core_seconds(threads):
 
 
 @pytest.fixture
+def slowest_event(core_seconds):
+    """``slowest_event(make, events)``: (seconds of one core, event) of the one that takes longest, each done after the
+    others. An event is a call, or the settings that are selected. Two explorers do the same and the quicker one counts,
+    for a core's speed comes and goes."""
+
+    def measure(make, events) -> tuple[float, str]:
+        explorers, took = (make(), make()), []
+        for name, event in events.items() if isinstance(events, dict) else zip(events, events, strict=True):
+            call = event if callable(event) else lambda explorer, event=event: explorer.select(**event)
+            took.append((min(core_seconds(lambda call=call, one=one: call(one)) for one in explorers), str(name)))
+        return max(took)
+
+    return measure
+
+
+@pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """An empty data folder, and no network: a URL gives the bytes put into the dict, or cannot be reached."""
     monkeypatch.setenv("SIGHTLINE_DATA", str(tmp_path))

@@ -426,19 +426,18 @@ def test_a_study_of_other_settings_is_refused(made):
 
 
 @pytest.mark.parametrize("group", ["cnn", "pinet", "naive"])
-def test_no_event_takes_above_100_ms_of_a_core(tmp_path, core_seconds, group):
+def test_no_event_takes_above_100_ms_of_a_core(tmp_path, slowest_event, group):
     study, shelf = untrained(tmp_path, {"fits": 2, "test_images": 20, "data.n_images": 20, "groups": [group]})
-    explorer = Explorer(study, shelf)
     events = {
-        "the next image": lambda: explorer.step(),
-        "another fit": lambda: explorer.select(fit=f"{group}/1"),
-        "threshold": lambda: explorer.select(threshold=0.5),
-        "recursive look": lambda: explorer.select(recursive=True),
-        "a shape placed": lambda: explorer.place(5, shape="square", shade=7),
-        "a shape moved": lambda: explorer.move(5, 6),
+        "the next image": lambda explorer: explorer.step(),
+        "another fit": {"fit": f"{group}/1"},
+        "threshold": {"threshold": 0.5},
+        "recursive look": {"recursive": True},
+        "a shape placed": lambda explorer: explorer.place(5, shape="square", shade=7),
+        "a shape moved": lambda explorer: explorer.move(5, 6),
     }
-    for name, event in events.items():
-        assert core_seconds(event) < 0.1, name
+    seconds, event = slowest_event(lambda: Explorer(study, shelf), events)
+    assert seconds < 0.1, event
 
 
 def test_what_was_looked_at_is_remembered(explorer, monkeypatch):
