@@ -3,6 +3,8 @@
 import gc
 import statistics
 import time
+from functools import partial
+from operator import methodcaller
 
 import pytest
 import torch
@@ -91,9 +93,9 @@ def slowest_event(core_seconds):
 
     def measure(make, events) -> tuple[float, str]:
         explorers, took = (make(), make()), []
-        for name, event in events.items() if isinstance(events, dict) else zip(events, events, strict=True):
-            call = event if callable(event) else lambda explorer, event=event: explorer.select(**event)
-            took.append((min(core_seconds(lambda call=call, one=one: call(one)) for one in explorers), str(name)))
+        for event in events:
+            call = event if callable(event) else methodcaller("select", **event)
+            took.append((min(core_seconds(partial(call, one)) for one in explorers), str(event)))
         return max(took)
 
     return measure

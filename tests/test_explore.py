@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from operator import methodcaller
 
 import ipywidgets
 import numpy as np
@@ -428,14 +429,8 @@ def test_a_study_of_other_settings_is_refused(made):
 @pytest.mark.parametrize("group", ["cnn", "pinet", "naive"])
 def test_no_event_takes_above_100_ms_of_a_core(tmp_path, slowest_event, group):
     study, shelf = untrained(tmp_path, {"fits": 2, "test_images": 20, "data.n_images": 20, "groups": [group]})
-    events = {
-        "the next image": lambda explorer: explorer.step(),
-        "another fit": {"fit": f"{group}/1"},
-        "threshold": {"threshold": 0.5},
-        "recursive look": {"recursive": True},
-        "a shape placed": lambda explorer: explorer.place(5, shape="square", shade=7),
-        "a shape moved": lambda explorer: explorer.move(5, 6),
-    }
+    events = [methodcaller("step"), {"fit": f"{group}/1"}, {"threshold": 0.5}, {"recursive": True},
+              methodcaller("place", 5, shape="square", shade=7), methodcaller("move", 5, 6)]  # fmt: skip
     seconds, event = slowest_event(lambda: Explorer(study, shelf), events)
     assert seconds < 0.1, event
 

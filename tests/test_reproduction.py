@@ -23,9 +23,7 @@ def table():
 def median(table):
     def of(group, column):
         fits = table[(table.group == group) & table.accepted]
-        assert len(fits) >= FITS, (
-            f"only {len(fits)} accepted fits of {group!r} are shipped: train and publish more"
-        )
+        assert len(fits) >= FITS, f"only {len(fits)} accepted fits of {group!r} are shipped: train and publish more"
         return fits[column].median()
 
     return of
