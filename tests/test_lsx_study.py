@@ -259,6 +259,26 @@ def test_the_nets_at_hand_are_those_whose_weights_are_there(made):
         examples.nets(settings, Shelf(out / "nowhere"))
 
 
+def test_to_show_the_nets_measures_nothing_anew_and_makes_what_is_missing(made, monkeypatch):
+    settings, out, records = made
+    everything = settings.override({"retrain": True, "reevaluate": True})
+    measured = []
+    monkeypatch.setattr(study, "measure", lambda member, _: measured.append(member.name))
+    examples.nets(everything)
+    assert not measured
+
+    member, shelf = members(settings)[0], Shelf(out)
+    monkeypatch.setattr(study, "measure", lambda member, _: measured.append(member.name) or records[0])
+    path, record = shelf.weights_path(member), shelf.record_path(member).read_bytes()
+    path.unlink()
+    shelf.record_path(member).unlink()
+    try:
+        assert "cnn" in examples.nets(everything)["clean"]
+        assert measured == [member.name] and path.exists()
+    finally:
+        shelf.record_path(member).write_bytes(record)
+
+
 def test_of_mnist_scikit_learns_digits_are_shown_and_of_others_their_own():
     shown = examples.demonstration(tiny(dataset="mnist", few_shot_train_percent=0.02, groups=("clean/lsx-batch",)))
     assert (shown.dataset, shown.few_shot_train_percent, shown.seeds) == ("digits", 1.0, 1)

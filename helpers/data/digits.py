@@ -3,6 +3,7 @@ for where none were downloaded."""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -17,14 +18,20 @@ def load(split: str = "test", size: int | None = None, data_dir: str | Path | No
 
     The set has no split of its own by which its writers were kept apart; ours is drawn with a fixed seed.
     """
-    from sklearn.datasets import load_digits  # takes a second
-
     check_split(split)
     config = data_config("digits")
-    bunch = load_digits()
+    bunch = _bunch()
     x = (torch.from_numpy(bunch.images) * 255 / 16).round().to(torch.uint8)[:, None]
     order = torch.randperm(len(x), generator=runtime.generator(config["splits"]["seed"], "digits"))
     n_train = config["splits"]["train"]["images"]
     rows = order[:n_train] if split == "train" else order[n_train:]
     y = torch.from_numpy(bunch.target).long()
     return Images(x[rows], y[rows], tuple(config["classes"]), preprocess_of(config, size))
+
+
+@cache
+def _bunch():
+    """All of them, read once: they are parsed from text."""
+    from sklearn.datasets import load_digits  # takes a second
+
+    return load_digits()

@@ -15,7 +15,7 @@ from helpers.self_explaining.evaluate import explanations
 from helpers.self_explaining.models import Net
 from helpers.self_explaining.presets import SelfExplainingStudy
 from helpers.self_explaining.sets import Sets, parts, sets, source_images
-from helpers.self_explaining.study import Member, Shelf, choose_shelf, collect, known_groups
+from helpers.self_explaining.study import Member, Shelf, choose_shelf, collect, known_groups, members
 
 SHOWN = 10  # images of the key figure
 SHOWN_GROUPS = ("clean/cnn", "clean/lsx", "decoy/cnn", "decoy/lsx")
@@ -46,8 +46,9 @@ def nets(study: SelfExplainingStudy, shelf: Shelf | None = None) -> dict[str, di
     that the study asks for, where missing ones are made if it does). Raises `ArtifactError` where there are none."""
     shown, found = demonstration(study), {}
     if shelf is None:
-        collect(shown)
         shelf = choose_shelf(shown)
+        if shown.retrain and not all(shelf.weights_path(member).exists() for member in members(shown)):
+            collect(shown.override({"reevaluate": False}))  # weights are asked for here, no numbers
     for group in sorted(shown.groups, key=known_groups().index):
         member = Member(shown, group, shown.first_seed)
         if shelf.weights_path(member).exists():
