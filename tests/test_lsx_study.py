@@ -259,24 +259,18 @@ def test_the_nets_at_hand_are_those_whose_weights_are_there(made):
         examples.nets(settings, Shelf(out / "nowhere"))
 
 
-def test_to_show_the_nets_measures_nothing_anew_and_makes_what_is_missing(made, monkeypatch):
+def test_to_show_the_nets_measures_nothing_anew_and_makes_what_is_missing(made, record_file, monkeypatch):
     settings, out, records = made
-    everything = settings.override({"retrain": True, "reevaluate": True})
-    measured = []
-    monkeypatch.setattr(study, "measure", lambda member, _: measured.append(member.name))
+    everything, measured = settings.override({"retrain": True, "reevaluate": True}), []
+    monkeypatch.setattr(study, "measure", lambda member, _: measured.append(member.name) or records[0])
     examples.nets(everything)
     assert not measured
 
-    member, shelf = members(settings)[0], Shelf(out)
-    monkeypatch.setattr(study, "measure", lambda member, _: measured.append(member.name) or records[0])
-    path, record = shelf.weights_path(member), shelf.record_path(member).read_bytes()
+    path = Shelf(out).weights_path(members(settings)[0])
     path.unlink()
-    shelf.record_path(member).unlink()
-    try:
-        assert "cnn" in examples.nets(everything)["clean"]
-        assert measured == [member.name] and path.exists()
-    finally:
-        shelf.record_path(member).write_bytes(record)
+    record_file.unlink()
+    assert "cnn" in examples.nets(everything)["clean"]
+    assert measured == [members(settings)[0].name] and path.exists()
 
 
 def test_of_mnist_scikit_learns_digits_are_shown_and_of_others_their_own():
