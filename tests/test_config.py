@@ -3,10 +3,13 @@
 from typing import ClassVar, Literal
 
 import pytest
+import torch
 from pydantic import Field
 
 from helpers import config
 from helpers.config import ConfigError, Settings, Several, Study, data_config, digest, parse, read_parameters, suggest
+from helpers.data import toyshapes
+from helpers.pinets.fits import build
 from helpers.pinets.presets import GROUPS, ToyShapesStudy
 
 
@@ -301,6 +304,33 @@ def test_a_group_named_twice_is_refused():
 def test_images_that_a_decoder_could_not_restore_are_refused():
     odd = {"data.n_blocks": 9, "data.block_size": 21}
     message = refusal(read_parameters, notebook(GROUPS=["pinet"], OVERRIDES=odd), ToyShapesStudy)
-    assert "= 189 pixels" in message and "group.pinet.model.depth = 3" in message and "a multiple of 4" in message
+    assert "images 63 pixels wide" in message and "group.pinet.model.depth = 3" in message and "a multiple of 4" in message
     for possible in ({"GROUPS": ["cnn", "naive"]}, {"OVERRIDES": odd | {"group.*.model.depth": 1}}):
         assert read_parameters(notebook(**{"GROUPS": ["pinet"], "OVERRIDES": odd} | possible), ToyShapesStudy)
+
+
+@pytest.mark.parametrize(("n_blocks", "block_size"), [(4, 9), (36, 9), (4, 10), (1, 12), (9, 8)])
+def test_just_those_images_are_refused_that_a_decoder_does_not_restore(n_blocks, block_size):
+    size = {"data.n_blocks": n_blocks, "data.block_size": block_size}
+    side = toyshapes.generate(0, n_images=1, n_blocks=n_blocks, block_size=block_size).images.shape[1]
+    x, network = torch.zeros(1, 1, side, side), build(ToyShapesStudy().group.pinet.model, side).eval()
+    try:
+        network(x)
+    except RuntimeError:
+        assert f"images {side} pixels wide" in refusal(ToyShapesStudy().override, size)
+    else:
+        assert ToyShapesStudy().override(size).data.image_size == side
+
+
+def test_a_budget_of_masks_that_the_rule_would_ignore_is_refused():
+    budget = {"group.strong.training.mask_budget": 3}
+    message = refusal(ToyShapesStudy().override, budget)
+    assert "mask_budget = 3" in message and 'set mask_rule to "budget"' in message
+    assert ToyShapesStudy().override(budget | {"group.strong.training.mask_rule": "budget"})
+
+
+@pytest.mark.parametrize("betas", [[0.9], [0.9, 0.9, 0.9], [0.9, 1.0], [-0.1, 0.9]])
+def test_betas_are_two_shares(betas):
+    assert "betas" in refusal(ToyShapesStudy().override, {"group.pinet.training.betas": betas})
+    given = ToyShapesStudy().override({"group.pinet.training.betas": [0.8, 0.9]})
+    assert given.group.pinet.training.betas == (0.8, 0.9)

@@ -165,7 +165,11 @@ def test_accuracy_is_the_share_of_images_on_the_right_side(report):
 
 
 def test_a_report_has_every_entry_that_a_record_is_told_by(report):
-    assert report[4].keys() == evaluate.ENTRIES | {"validated"}
+    model, x, y, masks, values, _ = report
+    assert values.keys() == evaluate.ENTRIES | {"validated", "identity_error"}
+    assert values["identity_error"] == evaluate.identity_error(model, x, batch_size=7) < 1e-5
+    posthoc = mars(model, lambda model, x, target: x[:, 0], x, y, masks)
+    assert posthoc.keys() == evaluate.ENTRIES, "the identity is of the network's own map, and of no other"
 
 
 def test_detection_is_measured_on_maps_divided_by_their_maximum(report):

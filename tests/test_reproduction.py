@@ -7,16 +7,22 @@ import pandas as pd
 import pytest
 
 from helpers.config import ROOT
+from helpers.pinets import examples
 from helpers.pinets.presets import GROUPS, ToyShapesStudy
-from helpers.pinets.study import collect, frame
+from helpers.pinets.study import Shelf, collect, frame
 
 FITS = 5  # fewer say little: the default group's shift alone runs from 0 to .6
 
 
 @pytest.fixture(scope="module")
-def table():
+def study():
+    return ToyShapesStudy()
+
+
+@pytest.fixture(scope="module")
+def table(study):
     """Every shipped record, its checksum verified, as rows. Without records this fails, as it should."""
-    return frame(collect(ToyShapesStudy()))
+    return frame(collect(study))
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +58,12 @@ def test_without_a_threshold_a_pinets_map_beats_grad_cam(median):
 def test_the_naive_decoders_maps_suffice_least(median, group):
     """The order among the others needs more fits: within a group the shift runs from 0 to .65."""
     assert median(group, "shift") < median("naive", "shift")
+
+
+def test_every_shipped_pinet_is_the_sum_that_it_shows(study):
+    errors = examples.identity_errors(collect(study), study, Shelf(), n_images=20)
+    assert set(errors.group) == set(GROUPS) - {"cnn"} and len(errors) >= 4 * FITS + 2
+    assert errors.identity_error.max() < 1e-5
 
 
 def test_every_pinet_is_aligned_and_grad_cam_is_not(table):

@@ -39,6 +39,7 @@ def detection_rates(heat: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
     ``TDR = sum(heat * mask) / sum(mask)`` (NaN without a target), ``TAR = sum((1 - heat) * (1 - mask)) / sum(1 -
     mask)`` (NaN without background). ``heat`` and ``masks`` [N, H, W]; arXiv 2601.04378, equation 12 and above.
+    Raises ``ValueError`` for other or unequal shapes, and for NaN or infinite values.
     """
     heat, masks = _checked(heat, masks)
     heat, masks = heat.double().flatten(1), masks.double().flatten(1)
@@ -57,6 +58,7 @@ def detection_curve(heat: Tensor, masks: Tensor, thresholds: np.ndarray = THRESH
     """TDR and TAR at every threshold, from one pass: each pixel is put between two thresholds once, and counted.
 
     ``heat`` [N, H, W] of any scale, ``masks`` [N, H, W] of 0 and 1, ``thresholds`` [T] ascending.
+    Raises ``ValueError`` for thresholds that do not ascend, and as `detection_rates`.
     """
     heat, masks = _checked(heat, masks)
     if (np.diff(thresholds) < 0).any():

@@ -57,7 +57,7 @@ def collect(study: ToyShapesStudy) -> pd.DataFrame:
 
 
 def paths(shelf: Shelf) -> list:
-    """The records of a shelf, in the order of their seeds."""
+    """The records of a shelf, in the order of their seeds. Raises `ArtifactError` if there is none."""
     found = sorted((shelf.results / "baselines").glob("*.json"), key=lambda path: int(path.stem))
     if not found:
         raise artifacts.ArtifactError(f"there are no baselines in {shelf.results}; REEVALUATE=True makes them")
@@ -85,6 +85,7 @@ def first(images: Tensors, n: int) -> Tensors:
 
 
 def frame(records) -> pd.DataFrame:
+    """One row a method and CNN."""
     rows = []
     for record in records:
         for method in METHODS:

@@ -94,6 +94,7 @@ def mars(
     The model gives one logit an image (labels 0 and 1) or one for each of K classes (labels 0 to K - 1), of which the
     map explains the predicted one. ``validation``: (x, masks) on which scale and threshold are chosen for the entry
     ``validated``; the entry ``optimal`` takes the best threshold on the *test* masks, an oracle, as the paper does.
+    ``alignment_residual`` is of any map; a PiNet that explains itself also has an ``identity_error``.
     Raises ``ValueError`` if ``model`` is not in eval mode, or no image of a set has a target.
     """
     if model.training:
@@ -114,6 +115,8 @@ def mars(
         "curve": {"tdr": curve.tdr.round(5).tolist(), "tar": curve.tar.round(5).tolist()},
         "alignment_residual": alignment_residual(model, logits, heat, x),
     }
+    if explainer is own_scores:
+        report["identity_error"] = identity_error(model, x)
     if validation is not None:
         report["validated"] = _validated(model, explainer, heat, masks, *validation)
     report["recursive"] = recursive_accuracy(model, unit.abs()[:, None] * x, y)
@@ -167,15 +170,19 @@ def alignment_residual(model: nn.Module, logits: Tensor, heat: Tensor, x: Tensor
     return max(0.0, min(residuals)) if variance > 0 else 0.0  # equal logits leave nothing to read
 
 
-def identity_error(model: PiNet | Ensemble, x: Tensor) -> float:
-    """Largest ``|logit - (sum(contributions) + bias)|``, relative to logits above 1: alignment, checked."""
+def identity_error(model: PiNet | Ensemble, x: Tensor, batch_size: int = 100) -> float:
+    """Largest ``|logit - (sum(contributions) + bias)|`` on images ``x`` [N, C, H, W], relative to logits above 1:
+    alignment, with the network's own weight and bias."""
+    members = model.members if isinstance(model, Ensemble) else [model]
+    worst = 0.0
     with torch.inference_mode():
-        output = model(x)
-        members = model.members if isinstance(model, Ensemble) else [model]
         bias = sum(getattr(member.aggregator, "bias", 0.0) for member in members) / len(members)  # an Area has none
-        dims = (1, 2, 3) if output.logits.ndim == 1 else (2, 3)
-        total = model.contributions(output).double().sum(dims) + bias
-        return float(((output.logits - total).abs() / output.logits.abs().clamp_min(1)).max())
+        for chunk in x.split(batch_size):
+            output = model(chunk)
+            dims = (1, 2, 3) if output.logits.ndim == 1 else (2, 3)
+            total = model.contributions(output).double().sum(dims) + bias
+            worst = max(worst, float(((output.logits - total).abs() / output.logits.abs().clamp_min(1)).max()))
+    return worst
 
 
 def default_explainer(model: nn.Module) -> Explainer:

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from torch import Tensor
 
-from helpers.pinets import evaluate
+from helpers.pinets import evaluate, fits
 from helpers.pinets.fits import Fit, Tensors
-from helpers.pinets.models import Ensemble
+from helpers.pinets.models import CNN, Ensemble, PiNet
 from helpers.pinets.presets import GROUPS, ToyShapesStudy
 from helpers.pinets.study import Shelf
 
 KEY_IMAGE = 13  # of the test set: one triangle among other shapes, so that a glance tells
+IMAGES = 50  # of the test set, for what is computed anew in each fit: a pass takes a sixth of a second
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,11 @@ class Example:
         return self.record["test"]["recursive"]["accuracy"]
 
 
-def load_model(record: dict[str, Any], study: ToyShapesStudy, shelf: Shelf):
+def load_model(record: dict[str, Any], study: ToyShapesStudy, shelf: Shelf) -> PiNet | CNN | Ensemble:
     """The network of a record: of an ensemble's record, the ensemble."""
     group, seed = record["fit"].split("/")
     if "members" in record["training"]:
-        members = [Fit(group, member, int(seed)) for member in record["training"]["members"]]
-        return Ensemble([shelf.model(member, study) for member in members]).eval()
+        return shelf.ensemble((Fit(group, member, int(seed)) for member in record["training"]["members"]), study)
     return shelf.model(Fit(group, int(seed)), study)
 
 
@@ -55,6 +56,20 @@ def first_accepted(records: list[dict[str, Any]], shelf: Shelf, *groups: str) ->
     """The first accepted fit whose weights are on the ``shelf``, of the first of ``groups`` with one; else None."""
     accepted = [record for record in records if record["training"]["accepted"] and shelf.at_hand(record)]
     return next((record for group in groups for record in accepted if record["group"] == group), None)
+
+
+def identity_errors(
+    records: list[dict[str, Any]], study: ToyShapesStudy, shelf: Shelf, n_images: int = IMAGES
+) -> pd.DataFrame:
+    """`evaluate.identity_error` of each accepted PiNet and ensemble whose weights are on the shelf, on the first
+    ``n_images`` of the test set: one row (group, fit, identity_error) a fit."""
+    x = fits.test_set(study).x[:n_images]
+    rows = [
+        (record["group"], record["fit"], evaluate.identity_error(load_model(record, study, shelf), x))
+        for record in records
+        if record["group"] != "cnn" and record["training"]["accepted"] and shelf.at_hand(record)
+    ]
+    return pd.DataFrame(rows, columns=["group", "fit", "identity_error"])
 
 
 def positives(test: Tensors, *ranks: int) -> Tensors:

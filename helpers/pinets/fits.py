@@ -106,6 +106,7 @@ class Tensors:
 
 
 def tensors(data: toyshapes.ToyShapes) -> Tensors:
+    """``data`` as a network takes it; see `Tensors`."""
     return Tensors(
         torch.from_numpy(data.images)[:, None].float() / 255,
         torch.from_numpy(data.labels).float(),
@@ -115,7 +116,7 @@ def tensors(data: toyshapes.ToyShapes) -> Tensors:
 
 @lru_cache(maxsize=2)
 def replication(study: ToyShapesStudy, seed: int) -> tuple[Tensors, Tensors]:
-    """(train, validation) of the data drawn with ``seed``."""
+    """(train, validation) of the data drawn with ``seed``. Raises `ConfigError` if the latter has no image."""
     data = tensors(toyshapes.generate(seed, **study.data.model_dump()))
     train, validation = toyshapes.split(len(data), seed)
     if not len(validation):
@@ -276,12 +277,7 @@ def run_missing(
     ``RuntimeError`` when a group runs out of attempts.
     """
     accepted: dict[Fit, bool] = {}
-
-    def lookup(fit: Fit) -> bool | None:
-        if fit not in accepted and (value := known(fit)) is not None:
-            accepted[fit] = value
-        return accepted.get(fit)
-
+    lookup = remembering(accepted, known)
     running: dict[Future, Fit] = {}
     with workers.executor(study.workers) as executor:
         while True:
@@ -293,6 +289,17 @@ def run_missing(
                 fit = running.pop(future)
                 accepted[fit] = future.result()
                 log.info("%s: %s", fit.name, "accepted" if accepted[fit] else "rejected")
+
+
+def remembering(accepted: dict[Fit, bool], known: Callable[[Fit], bool | None]) -> Callable[[Fit], bool | None]:
+    """``known``, asked about a fit until it answers; ``accepted`` keeps the answers."""
+
+    def lookup(fit: Fit) -> bool | None:
+        if fit not in accepted and (value := known(fit)) is not None:
+            accepted[fit] = value
+        return accepted.get(fit)
+
+    return lookup
 
 
 def next_fit(study: ToyShapesStudy, known: Callable[[Fit], bool | None], running: set[Fit]) -> Fit | None:

@@ -12,14 +12,15 @@ from helpers.pinets.models import Output, as_batch
 
 
 def prediction_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """Binary cross-entropy for one logit [B], cross-entropy for [B, K], batch mean."""
+    """Batch mean of the binary cross-entropy of ``logits`` [B] and labels ``y`` [B] of 0 and 1, or of the cross-entropy
+    of ``logits`` [B, K] and classes ``y`` [B]."""
     if logits.ndim == 1:
         return F.binary_cross_entropy_with_logits(logits, y.to(logits.dtype))
     return F.cross_entropy(logits, y.long())
 
 
 def area_loss(predicted: Tensor, true: Tensor) -> Tensor:
-    """Mean absolute error of areas or counts: a PiNet as a regression."""
+    """Mean absolute error of areas or counts, [B] or [B, K]: a PiNet as a regression."""
     return (predicted - true).abs().mean()
 
 
@@ -58,7 +59,7 @@ def first_positives(y: Tensor, batch_size: int) -> Tensor:
 
 
 def sparsity_loss(scores: Tensor) -> Tensor:
-    """``mean_batch sum_pixels scores**2``, meant for tanh scores; no published run uses it."""
+    """``mean_batch sum_pixels scores**2`` of ``scores`` [B, K, H, W], meant for tanh ones; no published run uses it."""
     return (scores**2).sum((1, 2, 3)).mean()
 
 

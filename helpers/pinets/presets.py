@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from helpers.config import Settings, Several, Study, suggest
 from helpers.data.toyshapes import ToyShapesSettings
 from helpers.pinets.models import SecondLook
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Model(Settings):
@@ -29,7 +31,7 @@ class Training(Settings):
     """One fit. The defaults are the paper's for a PiNet."""
 
     learning_rate: float = Field(5e-3, gt=0)
-    betas: Several[float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = Field((0.9, 0.95), strict=False)
     batch_size: int = Field(32, ge=1)
     epochs: int = Field(50, ge=1, description="at most; a validation accuracy of 1 stops earlier")
     evaluations: int = Field(3, ge=1, description="validations an epoch")
@@ -48,6 +50,16 @@ class Training(Settings):
         description="the paper's; bfloat16 is faster where the hardware multiplies in it, and auto takes it there; "
         "whether the fits stay the same is looked into in notebook 01, section 4",
     )
+
+    @model_validator(mode="after")
+    def _budget_counts(self) -> Training:
+        """One mask a batch is the bundle's rule: a budget given with it would mean nothing."""
+        if self.mask_rule == "first_positives" and self.mask_budget != type(self).model_fields["mask_budget"].default:
+            raise ValueError(
+                f'mask_budget = {self.mask_budget} means nothing under the mask_rule "first_positives", which takes '
+                'one mask a batch: set mask_rule to "budget"'
+            )
+        return self
 
 
 class Group(Settings):
@@ -129,13 +141,13 @@ class ToyShapesStudy(Study):
     @model_validator(mode="after")
     def _halved(self) -> ToyShapesStudy:
         """A decoder doubles what the encoder has halved: only then is the map as large as the image."""
-        side = self.data.n_blocks * self.data.block_size
+        side = self.data.image_size
         for name in self.groups:
             model = getattr(self.group, name).model
             if model.kind == "pinet" and model.spatial_decoder and side % 2 ** (model.depth - 1):
                 raise ValueError(
-                    f"images of data.n_blocks x data.block_size = {side} pixels cannot be halved {model.depth - 1} "
-                    f"times, as group.{name}.model.depth = {model.depth} asks: take a multiple of "
-                    f"{2 ** (model.depth - 1)} pixels, or another depth"
+                    f"images {side} pixels wide ({self.data.grid} cells of data.block_size = {self.data.block_size}) "
+                    f"cannot be halved {model.depth - 1} times, as group.{name}.model.depth = {model.depth} asks: take "
+                    f"a multiple of {2 ** (model.depth - 1)} pixels, or another depth"
                 )
         return self

@@ -12,12 +12,12 @@ import pandas as pd
 import torch
 
 from helpers.pinets import evaluate, fits
+from helpers.pinets.examples import IMAGES
 from helpers.pinets.fits import Fit
 from helpers.pinets.presets import ToyShapesStudy
 from helpers.pinets.study import Shelf
 
 GROUPS = ("pinet", "feedback")
-IMAGES = 50  # a pass over them takes a third of a second a fit
 COLUMNS = ["group", "fit", "peak", "accuracy", "stretched", "unstretched", "positives", "left"]
 
 

@@ -73,7 +73,7 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "strong": {"naive_score": (0.670, 0.977), "optimal_score": (0.958, 0.994), "shift": (0.006, 0.626)},
 }
 
-# group: medians of TDR and TAR at the oracle threshold
+# group: medians of TDR and TAR at the oracle threshold; their spread is not known, so there is no verdict on them
 OPTIMAL_RATES = {
     "cnn": (0.990, 0.952),
     "naive": (0.714, 0.550),
@@ -110,6 +110,11 @@ REJECTED = {
 FLOOR = {"accuracy": 0.005, "naive_score": 0.02, "optimal_score": 0.02, "recursive": 0.02, "shift": 0.02}
 RULE = "our median within one released sd of the released median (at least .005 for accuracy, .02 for the rest)"
 MIN_FITS = 5  # below this many fits a median is not compared
+
+
+def column(group: str, metric: str) -> str:
+    """The name of ``metric`` in `TABLE`, and of what of ours compares with it: of an ensemble, perhaps a legacy one."""
+    return f"legacy_{metric}" if f"legacy_{metric}" in TABLE[group] else metric
 
 
 def tolerance(group: str, metric: str) -> float:

@@ -41,10 +41,15 @@ class Shelf(StudyShelf):
     def model(self, fit: Fit, study: ToyShapesStudy) -> PiNet | CNN:
         return fits.load(self.weights_path(fit), study, fit)
 
+    def ensemble(self, members: Iterable[Fit], study: ToyShapesStudy) -> Ensemble:
+        return Ensemble([self.model(member, study) for member in members]).eval()
+
     def record_path(self, name: str) -> Path:
         return self.results / "fits" / f"{name}.json"
 
     def record(self, name: str) -> dict[str, Any] | None:
+        """The record of that name; None if there is none. Raises `ArtifactError` if it was edited or swapped, or, of
+        a shipped one, if it is not the manifest's."""
         path = self.record_path(name)
         if not path.exists() and not (self.shipped and name in self.names(name.split("/")[0])):
             return None
@@ -173,12 +178,6 @@ def scores(record: dict[str, Any]):
     return pd.Series(curve["tdr"]).to_numpy() * pd.Series(curve["tar"]).to_numpy()
 
 
-def summary(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Median, mean, sd, min and max of ``column`` over the accepted fits of each group, and their number."""
-    accepted = table[table.accepted]
-    return accepted.groupby("group", sort=False)[column].agg(["count", "median", "mean", "std", "min", "max"])
-
-
 # ------------------------------------------------------------------------------------------------ one record
 
 
@@ -230,7 +229,7 @@ def evaluate_ensemble(group: str, ensemble: int, study: ToyShapesStudy, shelf: S
         "epochs": sum(m["epochs"] for m in metadata),
         "seconds": round(sum(m["seconds"] for m in metadata), 1),
     }
-    model = Ensemble([shelf.model(member, study) for member in members]).eval()
+    model = shelf.ensemble(members, study)
     return _record(group, f"{group}/{ensemble}", training, model, members, study, shelf)
 
 

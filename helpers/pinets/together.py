@@ -107,12 +107,7 @@ def run_missing(
     them, which then has its weights in ``out``. The same fits are run as one by one: never more than can be needed.
     """
     accepted: dict[Fit, bool] = {}
-
-    def lookup(fit: Fit) -> bool | None:
-        if fit not in accepted and (value := known(fit)) is not None:
-            accepted[fit] = value
-        return accepted.get(fit)
-
+    lookup = fits.remembering(accepted, known)
     while batch := next_batch(study, lookup, size):
         train_together([fit for fit in batch if not fits.weights_path(out, fit).exists()], study, out, progress=True)
         for fit in batch:
