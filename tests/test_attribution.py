@@ -556,6 +556,11 @@ def test_occlusion_of_single_pixels_is_exact_for_a_linear_model(linear, x, targe
     torch.testing.assert_close(heat, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_occlusion_refuses_a_window_that_does_not_fit(net, x, target):
+    with pytest.raises(ValueError, match="a window of 100 pixels is not in images of .* set window"):
+        explain("occlusion", net, x, target, window=100)
+
+
 def test_occlusion_is_the_formula_written_out(net, x, target):
     """Windows of 4 at 0 and, cut by the border, at 3."""
     total, count = torch.zeros(3, 6, 6), torch.zeros(6, 6)

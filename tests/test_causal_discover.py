@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy
 import pytest
 import torch
 from causal_nets import Depthwise, Fire, Plain, Residual, images, make
@@ -294,10 +295,34 @@ def test_bad_input_is_refused_with_the_reason():
         explain(model, wrong, 3)
     with pytest.raises(ValueError, match="training mode"):
         explain(copy.deepcopy(model).train(), images, frequent(images))
+    with pytest.raises(ConfigError, match="a network of one logit has none for each class"):
+        explain(nn.Sequential(copy.deepcopy(model), nn.Linear(3, 1)).eval(), images, 0, include_misclassified=True)
     with pytest.raises(ValueError, match="at least 1"):
         explain(model, images, 0, n_samples=0)
     with pytest.raises(ConfigError, match="no layer 'fc3' in the graph"):
         explain(model, images, frequent(images), n_samples=20).layer("fc3")
+
+
+def test_choosing_images_moves_no_statistics():
+    images = data(plain := make(Plain, torch.float32))
+    model = nn.Sequential(nn.BatchNorm2d(2), plain).train()
+    before = model[0].running_mean.clone()
+    choose(model, images, frequent(images), 2, include_misclassified=False)
+    assert torch.equal(model[0].running_mean, before) and model.training
+
+
+def test_a_class_and_a_path_may_be_of_any_kind_and_a_model_of_any_precision(tmp_path):
+    model = make(Plain, torch.float32)
+    images = data(model)
+    target = frequent(images)
+    graph = explain(model, images, target, n_samples=20, path=str(tmp_path / "graph.json"))
+    assert (tmp_path / "graph.json").exists()
+    for other in (numpy.int64(target), torch.tensor(target)):
+        assert explain(model, images, other, n_samples=20) == graph
+    double = explain(copy.deepcopy(model).double(), images, target, n_samples=20)
+    assert double.nodes().equals(graph.nodes())
+    with pytest.raises(TypeError):
+        explain(model, images, 1.5)
 
 
 class Planted2(Plain):

@@ -228,7 +228,15 @@ def test_what_cannot_be_measured_is_refused():
     model, (x, y, masks) = pinet(), images()
     with pytest.raises(ValueError, match="call model.eval\\(\\) first"):
         mars(model.train(), own_scores, x, y, masks)
+    model.eval().encoder.train()
+    with pytest.raises(ValueError, match="training mode"):
+        mars(model, own_scores, x, y, masks)
     model.eval()
+    for labels in (y[:, None], y[:1], torch.stack([y, 1 - y], 1)):
+        with pytest.raises(ValueError, match="one label per image"):
+            mars(model, own_scores, x, labels, masks)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        mars(model, lambda m, c, t: torch.where(torch.arange(8) > 0, c[:, 0], torch.nan), x, y, masks)
     with pytest.raises(ValueError, match="no test image has a target"):
         mars(model, own_scores, x, y, torch.zeros_like(masks))
     with pytest.raises(ValueError, match="no validation image has a target"):
@@ -427,6 +435,13 @@ def test_equal_logits_need_no_explanation():
     heat = explain(model, own_scores, x).heat
     assert alignment_residual(model, torch.full((20,), 3.0), heat, x) == 0
     assert alignment_residual(model, torch.arange(20.0), torch.zeros(20, 8, 8), x) == 1, "an empty map explains nothing"
+
+
+def test_a_line_through_two_images_says_nothing():
+    x, logits = torch.rand(3, 1, 4, 4), torch.tensor([1.0, -2.0, 0.5])
+    assert math.isnan(alignment_residual(pinet(), logits[:2], x[:2, 0], x[:2]))
+    assert 0 < alignment_residual(pinet(), logits, x[:, 0], x) <= 1
+    assert math.isnan(alignment_residual(pinet(), torch.eye(3), x[:, 0], x)), "an image a class"
 
 
 def test_levels_of_satisfaction_are_the_published_ones():

@@ -227,6 +227,14 @@ def test_joining_two_linear_layers_changes_no_value_and_no_gradient():
             torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-6)
 
 
+def test_a_head_refuses_what_would_teach_nothing():
+    with pytest.raises(ValueError, match="two classes or more, not 1"):
+        network(8, 16, 1)
+    for channels in (24, 40):
+        with pytest.raises(ValueError, match="4 blocks of 8 channels"):
+            network(8, 16, 2, 8)(torch.randn(2, channels, 16, 16))
+
+
 def test_scores_sum_to_one_and_areas_to_the_tile():
     """Spec property 17."""
     model = network(8, 16, 3, 8).eval()

@@ -71,6 +71,13 @@ def test_each_channel_is_normalised_and_can_be_restored():
     assert torch.allclose(preprocess.restore(y), x / 255, atol=1e-6)
 
 
+def test_means_of_other_channels_are_refused():
+    preprocess = Preprocess(size=8, mean=(0.2, 0.5, 0.8), std=(0.1, 0.2, 0.4))
+    for call in (preprocess, preprocess.restore):
+        with pytest.raises(ValueError, match="of 3 channels, the images have 1"):
+            call(torch.zeros(2, 1, 8, 8))
+
+
 def test_one_mean_does_for_all_channels():
     x = noise(2, 3, 8, 8)
     assert torch.allclose(Preprocess(size=8, mean=(0.5,), std=(0.5,))(x), x / 127.5 - 1, atol=1e-6)
@@ -161,6 +168,12 @@ def test_a_folder_with_train_and_val(pets):
     assert torch.equal(train.inputs(), train.preprocess(train.x[:]))
 
 
+def test_test_is_the_folder_of_that_name_where_there_is_one_beside_val(pets):
+    put(pets, "test/owl/z.png", np.full((16, 16, 3), 99))
+    test = image_folder.load(pets, "test", 16)
+    assert test.y.tolist() == [2] and test.x[0].unique().tolist() == [99]
+
+
 def test_a_folder_of_classes_alone_is_all_for_testing(pets):
     data = load(str(pets / "train"), "test", 16)
     assert data.classes == ("cat", "dog") and len(data) == 3
@@ -185,6 +198,18 @@ def test_grey_transparent_and_rotated_photographs_are_upright_and_coloured(tmp_p
     x = image_folder.load(tmp_path, size=16).x[:]
     for image in x:
         assert torch.equal(image, torch.from_numpy(ramp).expand(3, 16, 16))
+
+
+def test_grey_of_16_bits_is_the_same_grey_and_what_has_no_range_is_refused(tmp_path):
+    ramp = np.tile(np.arange(0, 256, 16, dtype=np.uint8)[:, None], (1, 16))
+    (tmp_path / "a").mkdir()
+    Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "a" / "1.png")
+    Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "a" / "2.tif")
+    for image in image_folder.load(tmp_path, size=16).x[:]:
+        assert torch.equal(image, torch.from_numpy(ramp).expand(3, 16, 16))
+    Image.fromarray(ramp.astype(np.float32) / 255).save(tmp_path / "a" / "3.tif")
+    with pytest.raises(ConfigError, match=r"3\.tif has pixels of 32 bits, whose range is not known"):
+        image_folder.load(tmp_path, size=16).inputs()
 
 
 def test_photographs_are_fitted_as_tensors_are(tmp_path):

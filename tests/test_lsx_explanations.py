@@ -147,7 +147,7 @@ def test_gradcam_has_its_layers_size_and_is_enlarged_by_repeating():
 
 
 def test_gradcam_needs_a_convolution():
-    with pytest.raises(ConfigError, match="MLP has no convolution"):
+    with pytest.raises(ConfigError, match="MLP does not say which convolution .* target_layer"):
         raw(MLP(), *images(2, dtype=torch.float32), options("gradcam"))
 
 

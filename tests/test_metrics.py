@@ -149,6 +149,7 @@ def test_the_grid_is_the_published_one():
         (lambda heat, masks: (heat[:4], masks), "must both be"),
         (lambda heat, masks: (heat / 0, masks), "NaN or infinite"),
         (lambda heat, masks: (heat.fill_(math.nan), masks), "NaN or infinite"),
+        (lambda heat, masks: (heat, masks * 255), "masks must hold 0 and 1, not 0.* to 255"),
     ],
 )
 @pytest.mark.parametrize("metric", [detection_rates, mean_detection, detection_curve])

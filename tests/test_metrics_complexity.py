@@ -44,3 +44,9 @@ def test_quantus_says_the_same():
     for kind, ours in ((quantus.Sparseness, sparseness), (quantus.Complexity, entropy)):
         score = ask_quantus(kind(disable_warnings=True), net(), x, target, heat)
         assert score == pytest.approx(ours(heat).numpy(), rel=1e-5)
+
+
+@pytest.mark.parametrize("metric", [sparseness, entropy])
+def test_maps_that_are_not_finite_are_refused(metric):
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        metric(flat / 0)

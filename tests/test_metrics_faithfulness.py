@@ -105,6 +105,17 @@ def test_maps_that_cannot_be_rated_are_refused(metric, model, x, target, heat):
             metric(model, x, target, bad)
 
 
+@every_metric
+def test_targets_are_one_an_image_and_may_be_a_list(metric, model, x, target, heat):
+    assert torch.equal(first(metric(model, x, target.tolist(), heat)), first(metric(model, x, target, heat)))
+    for bad in (torch.cat([target, target]), target[:2], target[:, None]):
+        with pytest.raises(ValueError, match=r"one target per image, \[3\]"):
+            metric(model, x, bad, heat)
+    for bad in (target + 99, target - 99, None):
+        with pytest.raises(ValueError, match="for each image a target of 0"):
+            metric(model, x, bad, heat)
+
+
 # ------------------------------------------------------------------------------------------------ curves
 
 

@@ -73,3 +73,9 @@ def test_quantus_gives_images_without_a_target_to_the_map(heat, masks):
         quantus.PointingGame(disable_warnings=True), net(), images(), torch.tensor([2, 0, 1]), heat, **call
     )
     assert bool(score[2]) is True
+
+
+@pytest.mark.parametrize("metric", [pointing_game, relevance_mass])
+def test_maps_that_are_not_finite_are_refused(metric, heat, masks):
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        metric(heat * torch.nan, masks)

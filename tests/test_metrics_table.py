@@ -131,3 +131,21 @@ def test_nothing_heavy_is_imported_with_the_package():
     code = "import sys, helpers.metrics; print({'quantus', 'skimage', 'captum', 'pandas', 'scipy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_an_explainer_of_ones_own_sees_the_model_in_eval_mode(x, target):
+    seen = []
+
+    def mine(model, x, target):
+        seen.append([module.training for module in model.modules()])
+        return x[:, 0]
+
+    model = net().train()
+    compare({"mine": mine}, model, x, target, metrics=["avg_sensitivity", "sparseness"], controls=False)
+    assert not any(map(any, seen)) and all(module.training for module in model.modules())
+
+
+def test_targets_may_be_a_list(model, x, target):
+    given = {"metrics": ["sparseness", "pixel_flipping"], "controls": False}
+    one, other = (compare({"own": gradient}, model, x, t, **given) for t in (target, target.tolist()))
+    assert one.equals(other)

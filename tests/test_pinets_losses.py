@@ -71,6 +71,16 @@ def test_prediction_loss_is_finite_at_the_logits_that_training_starts_from():
     assert prediction_loss(torch.tensor([1800.0, 1800.0]), torch.tensor([0.0, 1.0])).item() == pytest.approx(900)
 
 
+def test_shapes_that_would_be_stretched_to_fit_are_refused():
+    with pytest.raises(ValueError, match=r"as predicted ones, \[3\], not \[3, 1\]"):
+        area_loss(torch.ones(3), torch.ones(3, 1))
+    scores, masks, labelled = torch.ones(3, 1, 4, 4), torch.ones(3, 4, 4), torch.tensor([True, False, True])
+    assert mask_loss(scores, masks, labelled) == 0
+    for bad in ((masks, labelled[:, None]), (masks[:1], labelled), (masks, labelled[:1])):
+        with pytest.raises(ValueError, match=r"expected masks \[3, 1, 4, 4\] and labelled \[3\]"):
+            mask_loss(scores, *bad)
+
+
 def test_area_loss_is_the_mean_absolute_error():
     assert area_loss(torch.tensor([[1.0, 5.0], [0.0, 2.0]]), torch.tensor([[3.0, 5.0], [1.0, 0.0]])).item() == 5 / 4
 

@@ -287,6 +287,14 @@ def test_unknown_options_are_refused(options, message):
         PiNet(*conv(), **options)
 
 
+@pytest.mark.parametrize("maps", [1, 2, 4])
+def test_classes_without_a_map_each_are_refused(maps):
+    """The channels of a colour image would take the classes' place."""
+    model = PiNet(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, maps, 1), aggregator=ScaledSum(classes=3))
+    with pytest.raises(ValueError, match=f"makes {maps} maps for 3 classes"):
+        model(torch.rand(1, 3, 8, 8))
+
+
 # ------------------------------------------------------------------------------- 5 and 6: shapes and sizes
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from helpers import runtime
 from helpers.attribution.base import evaluating
 from helpers.config import ConfigError
+from helpers.data import images as labelled
 from helpers.prototypes.evaluation import ordering
 from helpers.prototypes.evaluation.ordering import (
     compare,
@@ -540,6 +541,13 @@ def test_prototypes_may_be_given():
     assert torch.equal(found.prototypes, table[part.labels[found.rows]]) and found.final.shape == (5, 1)
 
 
+def test_labelled_images_of_any_source_will_do():
+    model, part = net(), Images()
+    given = labelled.Images(part.x, part.labels, ("a", "b", "c"), labelled.Preprocess(size=SIDE))
+    one, other = (compare(model, some, field16(model), n_images=5, grid=5) for some in (part, given))
+    assert one.as_frame().equals(other.as_frame())
+
+
 def test_similarities_that_never_change():
     """Property 21: no inf, no NaN. The pairs are counted."""
     model, part = net(), Images()
@@ -595,6 +603,14 @@ def test_settings_that_cannot_be(settings, words):
     model, part = net(), Images()
     with pytest.raises(ConfigError, match=words):
         compare(model, part, field16(model), **{"n_images": 3, "grid": 4} | settings)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_of_no_class(label):
+    model, part = net(), Images()
+    part.labels = torch.cat([part.labels[1:], torch.tensor([label])])
+    with pytest.raises(ConfigError, match="labels must be of the network's classes, 0 to 2"):
+        compare(model, part, field16(model), n_images=3, grid=4)
 
 
 @pytest.mark.parametrize("grid", [[0], [1, 2], [0, 2, 2], [0, 300], [0.0, 1.0], [[0, 1]], [False, True]])

@@ -17,8 +17,12 @@ from helpers.runtime import generator, seeded
 def occlusion(
     y: Logit, x: Tensor, *, window: int = 15, stride: int = 8, baseline: Baseline = 0.0, batch_size: int = 32
 ) -> Tensor:
-    """``y(x) - y(x without a window)``, the mean of the windows over a pixel (arXiv 1311.2901), by Captum."""
+    """``y(x) - y(x without a window)``, the mean of the windows over a pixel (arXiv 1311.2901), by Captum. Raises
+    ``ValueError`` for a window that the images do not hold."""
     from captum.attr import Occlusion
+
+    if not 1 <= window <= min(x.shape[2:]):
+        raise ValueError(f"a window of {window} pixels is not in images of {x.shape[2]} x {x.shape[3]}: set window")
 
     differences = Occlusion(y).attribute(
         x,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import operator
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ from helpers.causal_graphs.statistics import (
 )
 from helpers.config import ConfigError, Settings
 from helpers.data.images import Images
+from helpers.metrics.base import logits, predicted
 
 SOFT_WIDTH = 0.01  # of the interval that a soft value is drawn from (spec section 3.3)
 NORM_DIGITS = 5  # significant ones, of the weights' norms: they are most of a file
@@ -88,24 +90,27 @@ def explain(
     seed: int = 0,
     include_misclassified: bool = False,
     names: tuple[str, str, str] = ("", "", "test"),
-    path: Path | None = None,
+    path: str | Path | None = None,
     progress: bool = False,
 ) -> CausalGraph:
     """The causal graph of class ``target``, judged on ``n_samples`` of its ``images``.
 
     ``names`` are those of model, data set and split that the graph is to carry. With ``path`` the graph is saved there,
     after every layer, so that a walk that was cut off goes on where it stopped. Raises ``ValueError`` with fewer than
-    two images, `ConfigError` for a class or a network that cannot be.
+    two images, `ConfigError` for a class or a network that cannot be (one of a single logit, too).
     """
-    options = options or Discovery()
+    options, target = options or Discovery(), operator.index(target)
     indices = choose(model, images, target, n_samples, seed=seed, include_misclassified=include_misclassified)
     dtype = torch.float64 if options.dtype == "float64" else torch.float32
-    device = next(model.parameters()).device
-    x = images.inputs(indices).to(device, dtype)
-    network = Network(model if dtype == torch.float32 else copy.deepcopy(model).to(dtype), x[:1])
+    parameter = next(model.parameters())
+    x = images.inputs(indices).to(parameter.device, dtype)
+    network = Network(model if dtype == parameter.dtype else copy.deepcopy(model).to(dtype), x[:1])
+    if network.logits.size == 1:
+        raise ConfigError("a network of one logit has none for each class: give it two, of which the first is 0")
     samples = Samples(network, x, options.chunk_mb)
     facts = {"model": names[0] or type(model).__name__, "dataset": names[1], "split": names[2]}
     facts["search"] = search_facts(options, n_samples)
+    path = Path(path) if path else None
     return discover(samples, target, options, seed=seed, indices=indices, facts=facts, path=path, progress=progress)
 
 
@@ -135,9 +140,7 @@ def choose(
         if sum(map(len, kept)) >= n_samples:
             break
         if not include_misclassified:
-            with torch.no_grad():
-                predicted = model(images.inputs(block).to(parameter)).argmax(1).cpu()
-            block = block[predicted == target]
+            block = block[predicted(logits(model, images.inputs(block).to(parameter))) == target]
         kept.append(block)
     chosen = torch.cat(kept)[:n_samples] if kept else rows[:0]
     if len(chosen) < min(2, n_samples):

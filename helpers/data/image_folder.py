@@ -23,7 +23,7 @@ from helpers.config import ConfigError, data_config
 from helpers.data.images import SPLITS, Decoded, Images, Preprocess, check_split, preprocess_of, resized
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-FOLDERS = {"train": ("train", "training"), "test": ("val", "valid", "validation", "test")}
+FOLDERS = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,10 @@ def load(folder: str | Path, split: str = "test", size: int | None = None) -> Im
     """The images under ``folder``, decoded on demand: uint8 [N, 3, size, size], the shorter side resized and the middle
     cut out; as input normalised as ImageNet's are.
 
-    ``split`` "train" and "test" (a folder "val" will do) are the folders of these names, "all" is both. A folder
-    without them has no "train", and all its images are "test". Classes are the sub-folders in alphabetical order,
-    those of both splits together. Raises `ConfigError` if there is nothing of the kind.
+    ``split`` "train" and "test" (without one, a folder "val" will do) are the folders of these names, "all" is both. A
+    folder without them has no "train", and all its images are "test". Classes are the sub-folders of both splits in
+    natural order, "2" before "10": torchvision's ``ImageFolder`` has them as strings, "10" before "2". Raises
+    `ConfigError` if there is nothing of the kind.
     """
     return lazily(photographs(folder, split), preprocess_of(data_config("imagenette"), size))
 
@@ -103,8 +104,13 @@ def open_file(path: Path) -> IO[bytes]:
 
 
 def picture(item: Any, opener: Callable[[Any], IO[bytes]], upright: bool = True) -> Image.Image:
-    """The image in the file that ``opener(item)`` opens, RGB: grey and palettes become colours."""
+    """The image in the file that ``opener(item)`` opens, RGB: grey (of 8 or 16 bits) and palettes become colours.
+    Raises `ConfigError` for what cannot be read, and for pixels of 32 bits or floats, whose range is not known."""
     with _opened(item, opener) as image:
+        if image.mode in ("I", "F"):
+            raise ConfigError(f"{_name(item)} has pixels of 32 bits, whose range is not known: save them with 8 or 16")
+        if image.mode.startswith("I;16"):  # Pillow would cut off what is above 255
+            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
         return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
 
 
@@ -114,8 +120,11 @@ def _opened(item: Any, opener: Callable[[Any], IO[bytes]]) -> Iterator[Image.Ima
         with opener(item) as file, Image.open(file) as image:
             yield image
     except (OSError, KeyError, zipfile.BadZipFile, Image.DecompressionBombError) as error:
-        name = "/".join(map(str, item)) if isinstance(item, tuple) else item
-        raise ConfigError(f"{name} cannot be read as an image ({error}): repair or remove it") from error
+        raise ConfigError(f"{_name(item)} cannot be read as an image ({error}): repair or remove it") from error
+
+
+def _name(item: Any) -> str:
+    return "/".join(map(str, item)) if isinstance(item, tuple) else str(item)
 
 
 def _decode(item: Any, *, opener: Callable[[Any], IO[bytes]], upright: bool, size: int) -> Tensor:

@@ -42,7 +42,8 @@ class Preprocess(Settings):
         return self
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``x`` [B, C, H, W], uint8 or float32 in [0, 1], to float32 [B, C, size, size]."""
+        """``x`` [B, C, H, W], uint8 or float32 in [0, 1], to float32 [B, C, size, size]. Raises ``ValueError`` for
+        another type or shape, or other channels than ``mean`` is of."""
         return self.normalise(self.fit(self.unit(x)))
 
     def fit(self, x: Tensor) -> Tensor:
@@ -58,16 +59,18 @@ class Preprocess(Settings):
         """(x - mean) / std for ``x`` float32 [B, C, H, W] in [0, 1]."""
         if self.mean == (0.0,) and self.std == (1.0,):
             return x
-        mean, std = (torch.tensor(values, dtype=x.dtype, device=x.device).view(-1, 1, 1) for values in self._scales())
+        mean, std = self._scales(x)
         return (x - mean) / std
 
     def restore(self, x: Tensor) -> Tensor:
         """Inputs back to values in [0, 1], to be looked at: the inverse of `normalise`, clipped."""
-        mean, std = (torch.tensor(values, dtype=x.dtype, device=x.device).view(-1, 1, 1) for values in self._scales())
+        mean, std = self._scales(x)
         return (x * std + mean).clamp(0, 1)
 
-    def _scales(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        return self.mean, self.std
+    def _scales(self, x: Tensor) -> list[Tensor]:
+        if len(self.mean) not in (1, x.shape[-3]):
+            raise ValueError(f"mean and std are of {len(self.mean)} channels, the images have {x.shape[-3]}")
+        return [torch.tensor(v, dtype=x.dtype, device=x.device).view(-1, 1, 1) for v in (self.mean, self.std)]
 
     @staticmethod
     def unit(x: Tensor) -> Tensor:
@@ -122,6 +125,7 @@ class Images:
     preprocess: Preprocess = Preprocess()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "y", torch.as_tensor(self.y))
         if len(self.x) != len(self.y) or len(self.x.shape) != 4:
             raise ValueError(f"x must be [N, C, H, W] for {len(self.y)} labels, not {tuple(self.x.shape)}")
         if len(self.y) and not 0 <= int(self.y.min()) <= int(self.y.max()) < len(self.classes):
@@ -138,6 +142,11 @@ class Images:
     def inputs(self, rows: slice | Sequence[int] | Tensor | None = None) -> Tensor:
         """float32 [n, C, size, size]: ``rows`` (default: all) as a network takes them."""
         return self.preprocess(self.x[slice(None)] if rows is None else self[rows].x)
+
+    @property
+    def labels(self) -> Tensor:
+        """`y` by the name that the prototypes' splits have for it."""
+        return self.y
 
     @property
     def in_channels(self) -> int:

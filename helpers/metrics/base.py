@@ -45,17 +45,31 @@ def predicted(logits: Tensor) -> Tensor:
 
 
 def explained(explain: Explain, model: nn.Module, x: Tensor, target: Tensor | None, *, batch: int = BATCH) -> Tensor:
-    """The heat maps of the images x [N, C, H, W]: [N, H, W]. Raises ``ValueError`` if they are none."""
-    return checked(x, torch.cat([explain(model, *part).detach() for part in _parts(x, target, batch)]))
+    """The heat maps of the images x [N, C, H, W], whatever their explainer, of the model in eval mode: [N, H, W].
+    Raises ``ValueError`` if they are none."""
+    with evaluating(model):
+        return checked(x, torch.cat([explain(model, *part).detach() for part in _parts(x, target, batch)]))
 
 
 def checked(x: Tensor, heat: Tensor) -> Tensor:
     """``heat`` as float64 on the CPU; ``ValueError`` unless it is finite and [N, H, W] for x [N, C, H, W]."""
     if x.ndim != 4 or heat.shape != (len(x), *x.shape[2:]):
         raise ValueError(f"expected x [N, C, H, W] and heat [N, H, W], not {tuple(x.shape)} and {tuple(heat.shape)}")
+    return finite(heat)
+
+
+def finite(heat: Tensor) -> Tensor:
+    """``heat`` as float64 on the CPU; ``ValueError`` for NaN and infinite values."""
     if not heat.isfinite().all():
         raise ValueError("heat holds NaN or infinite values")
     return heat.detach().cpu().double()
+
+
+def aimed(x: Tensor, target: Tensor | None) -> Tensor | None:
+    """``target`` (a list will do) as a tensor; ``ValueError`` unless it is one for each image of x, or None."""
+    if target is not None and (target := torch.as_tensor(target)).shape != x.shape[:1]:
+        raise ValueError(f"expected one target per image, [{len(x)}], not {list(target.shape)}")
+    return target
 
 
 def filled(x: Tensor, baseline: Baseline) -> Tensor:
@@ -93,5 +107,6 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _parts(x: Tensor, target: Tensor | None, batch: int) -> list[tuple[Tensor, Tensor | None]]:
+    target = aimed(x, target)
     labels = [None] * -(-len(x) // batch) if target is None else target.split(batch)
     return list(zip(x.split(batch), labels, strict=True))

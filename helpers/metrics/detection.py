@@ -39,7 +39,7 @@ def detection_rates(heat: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
     ``TDR = sum(heat * mask) / sum(mask)`` (NaN without a target), ``TAR = sum((1 - heat) * (1 - mask)) / sum(1 -
     mask)`` (NaN without background). ``heat`` and ``masks`` [N, H, W]; arXiv 2601.04378, equation 12 and above.
-    Raises ``ValueError`` for other or unequal shapes, and for NaN or infinite values.
+    Raises ``ValueError`` for other or unequal shapes, for NaN or infinite values, and for masks outside [0, 1].
     """
     heat, masks = _checked(heat, masks)
     heat, masks = heat.double().flatten(1), masks.double().flatten(1)
@@ -121,4 +121,6 @@ def _checked(heat: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"heat and masks must both be [N, H, W], not {tuple(heat.shape)} and {tuple(masks.shape)}")
     if heat.numel() and not all(torch.isfinite(extreme) for extreme in heat.aminmax()):
         raise ValueError("heat holds NaN or infinite values")
+    if masks.numel() and not 0 <= masks.min() <= masks.max() <= 1:
+        raise ValueError(f"masks must hold 0 and 1, not {masks.min()} to {masks.max()}")
     return heat, masks

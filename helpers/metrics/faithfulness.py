@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helpers.metrics.base import BATCH, Baseline, checked, correlation, filled, hidden, output, streams, targets
+from helpers.metrics.base import BATCH, Baseline, aimed, checked, correlation, filled, hidden, output, streams, targets
 
 
 class Irof(NamedTuple):
@@ -200,6 +200,7 @@ def _hiding(model: nn.Module, x: Tensor, target: Tensor | None, step: Tensor, ba
 
     S is one more than the image's last step; NaN past it.
     """
+    target = aimed(x, target)
     curves = torch.full((len(x), int(step.max()) + 2), torch.nan, dtype=torch.float64)
     for i, (image, fill) in enumerate(zip(x, filled(x, baseline), strict=True)):
         count = int(step[i].max()) + 2
@@ -219,7 +220,7 @@ def _sums_and_drops(
     batch: int,
 ) -> tuple[Tensor, Tensor]:
     """``sum_S weights`` and ``f(x) - f(x without S)`` for the sets S of each image, bool [n, H, W]: [B, n] each."""
-    sums, drops = [], []
+    target, sums, drops = aimed(x, target), [], []
     for i, (image, fill, chosen) in enumerate(zip(x, filled(x, baseline), sets, strict=True)):
         rows = hidden(image, fill, torch.cat([torch.zeros_like(chosen[:1]), chosen]))
         values = output(model, rows, targets(target, i, len(rows)), probability=probability, batch=batch)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helpers.metrics.base import BATCH, checked, logits, predicted, streams
+from helpers.metrics.base import BATCH, aimed, checked, logits, predicted, streams
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -41,8 +41,9 @@ def road(
 
     The most relevant pixels go first: lower is more faithful; with ``least_first``, the least relevant, and higher is.
     They show `imputed` values and ``noise`` * N(0, 1). A single logit ignores the target: the prediction has to stay.
+    Raises ``ValueError`` for a target that there is not.
     """
-    heat = checked(x, heat).flatten(1)
+    heat, target = checked(x, heat).flatten(1), aimed(x, target)
     if not all(0 < percentage < 100 for percentage in percentages):
         raise ValueError(f"percentages must be between 0 and 100, not {tuple(percentages)}")
     ranks = heat.argsort(dim=1, descending=not least_first, stable=True).argsort(1)
@@ -54,7 +55,9 @@ def road(
         rows = torch.stack([imputed(x[i], mask, weights) for mask in masks])
         rows += noise * masks[:, None] * torch.randn(rows.shape, generator=stream)
         classes = predicted(outputs := logits(model, torch.cat([x[i : i + 1], rows.to(x)]), batch=batch))
-        correct.append(classes[1:] == (classes[0] if outputs.shape[1] == 1 else target[i].cpu()))
+        if (count := outputs.shape[1]) > 1 and (target is None or not 0 <= target[i] < count):
+            raise ValueError(f"expected for each image a target of 0..{count - 1}, not {target}")
+        correct.append(classes[1:] == (classes[0] if count == 1 else target[i].cpu()))
     correct = torch.stack(correct)
     return Road(correct.double().mean(1), correct)
 

@@ -1,4 +1,5 @@
-"""Whether a map points at the target, where masks say where that is.
+"""Whether a map points at the target, where masks say where that is. Maps of NaN or infinite values are a
+``ValueError``.
 
 Quantus 0.6 gives an image without a target to the map (NaN becomes True in its array of hits), gives it a tie if any of
 the highest pixels hits (so a constant map always wins), and divides by sums in which negative relevance cancels.
@@ -8,6 +9,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from helpers.metrics.base import finite
 
 
 def pointing_game(heat: Tensor, masks: Tensor) -> Tensor:
@@ -29,7 +32,7 @@ def relevance_mass(heat: Tensor, masks: Tensor) -> Tensor:
 def _flat(heat: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     if heat.shape != masks.shape or heat.ndim != 3:
         raise ValueError(f"heat and masks must both be [N, H, W], not {tuple(heat.shape)} and {tuple(masks.shape)}")
-    return heat.detach().cpu().double().flatten(1), (masks.cpu() > 0).double().flatten(1)
+    return finite(heat).flatten(1), (masks.cpu() > 0).double().flatten(1)
 
 
 def _defined(values: Tensor, masks: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from helpers.attribution.controls import constant_map, random_map
 from helpers.config import ConfigError, suggest
 from helpers.metrics import faithfulness, imputation, localisation, randomisation, stability
-from helpers.metrics.base import BATCH, Explain, explained
+from helpers.metrics.base import BATCH, Explain, aimed, explained
 from helpers.metrics.complexity import entropy, sparseness
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def compare(
     ``metrics`` are names of `METRICS`, all that can be had if not given: the localisation metrics need ``masks``
     [B, H, W]. ``options`` are by function: ``{"lipschitz": {"draws": 20}, "irof": {"baseline": 0.0}}``; ``seed`` and
     ``batch`` go to all. Superpixels are cut once, and what one function gives for several metrics is computed once.
-    Raises `ConfigError` for names that do not exist.
+    Raises `ConfigError` for names that do not exist, ``ValueError`` for targets that are not one an image.
     """
     from pandas import DataFrame
 
@@ -98,7 +98,7 @@ def compare(
             raise ConfigError(f"{name} needs masks of where the target is")
         functions.setdefault(METRICS[name].function, []).append(name)
 
-    shared = {"model": model, "x": x, "target": target, "masks": masks, "seed": seed, "batch": batch}
+    shared = {"model": model, "x": x, "target": aimed(x, target), "masks": masks, "seed": seed, "batch": batch}
     if "irof" in metrics and "segments" not in options.get("irof", {}):
         shared["segments"] = faithfulness.superpixels(x)
     methods = {**explainers, **(CONTROLS if controls else {})}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from helpers import metrics
 from helpers.attribution.base import logits_of
+from helpers.metrics.base import checked
 from helpers.pinets.models import CNN, Ensemble, PiNet
 
 LEVELS = (0.5, 0.75, 0.9)  # satisfaction levels of the detection range
@@ -43,7 +44,7 @@ def own_scores(model: PiNet | Ensemble, x: Tensor, target: Tensor | None = None)
 
 def explain(model: nn.Module, explainer: Explainer, x: Tensor, batch_size: int = 100) -> Explained:
     """Logits and maps of the images ``x`` [N, C, H, W], computed in eval mode and batches. Of several classes it is
-    the predicted one that is explained."""
+    the predicted one that is explained. Raises ``ValueError`` for maps that are not finite, or not [N, H, W]."""
     parts = []
     for chunk in x.split(batch_size):
         if explainer is own_scores:  # both from one pass
@@ -53,7 +54,9 @@ def explain(model: nn.Module, explainer: Explainer, x: Tensor, batch_size: int =
         else:
             logits = predict(model, chunk)
             parts.append((logits, explainer(model, chunk, _predicted(logits))))
-    return Explained(*(torch.cat([part.float().cpu() for part in column]) for column in zip(*parts, strict=True)))
+    logits, heat = (torch.cat([part.float().cpu() for part in column]) for column in zip(*parts, strict=True))
+    checked(x, heat)
+    return Explained(logits, heat)
 
 
 def predict(model: nn.Module, x: Tensor, batch_size: int = 100) -> Tensor:
@@ -95,10 +98,12 @@ def mars(
     map explains the predicted one. ``validation``: (x, masks) on which scale and threshold are chosen for the entry
     ``validated``; the entry ``optimal`` takes the best threshold on the *test* masks, an oracle, as the paper does.
     ``alignment_residual`` is of any map; a PiNet that explains itself also has an ``identity_error``.
-    Raises ``ValueError`` if ``model`` is not in eval mode, or no image of a set has a target.
+    Raises ``ValueError`` if ``model`` is not in eval mode, no image of a set has a target, or shapes or maps cannot be.
     """
-    if model.training:
+    if any(module.training for module in model.modules()):
         raise ValueError("the model is in training mode: call model.eval() first")
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"expected one label per image, [{len(x)}], not {list(y.shape)}")
     for name, some in {"test": masks, "validation": validation[1] if validation else masks}.items():
         if not some.any():
             raise ValueError(f"no {name} image has a target, so that detection cannot be measured: take more images")
@@ -150,7 +155,8 @@ def alignment_residual(model: nn.Module, logits: Tensor, heat: Tensor, x: Tensor
 
     The map is read as the model reads it (times x under a hard second look, alone under a soft one); of a model that
     reads no map, the reading that fits better. 0 up to rounding for a PiNet by construction, which this checks. Of
-    several classes it is the logit of the predicted one, and each class has a read-out of its own.
+    several classes it is the logit of the predicted one, and each class has a read-out of its own. NaN of two images a
+    class or fewer, through which a line always goes.
     """
     readings = {"hard": (heat[:, None] * x).double().sum((1, 2, 3)), "soft": heat.double().sum((1, 2))}
     look = getattr(model, "second_look", None)
@@ -159,6 +165,8 @@ def alignment_residual(model: nn.Module, logits: Tensor, heat: Tensor, x: Tensor
         classes = [torch.ones(len(logits), dtype=torch.bool)]
     else:
         logits, classes = logits.amax(1), [predicted == k for k in predicted.unique()]
+    if len(logits) <= 2 * len(classes):
+        return float("nan")
     targets = [_centred(logits[rows]) for rows in classes]
     variance = sum(target @ target for target in targets)
     residuals = []

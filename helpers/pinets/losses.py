@@ -20,7 +20,11 @@ def prediction_loss(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def area_loss(predicted: Tensor, true: Tensor) -> Tensor:
-    """Mean absolute error of areas or counts, [B] or [B, K]: a PiNet as a regression."""
+    """Mean absolute error of areas or counts, [B] or [B, K]: a PiNet as a regression. ``ValueError`` for unequal
+    shapes."""
+    if predicted.shape != true.shape:
+        shapes = f"{list(predicted.shape)}, not {list(true.shape)}"
+        raise ValueError(f"expected as many true areas as predicted ones, {shapes}")
     return (predicted - true).abs().mean()
 
 
@@ -39,7 +43,11 @@ def mask_loss(scores: Tensor, masks: Tensor, labelled: Tensor, expected: float =
 
     ``masks`` [B, H, W] or [B, K, H, W]; ``labelled`` bool [B], the images whose mask may be used; ``expected``, the
     labelled images in a mean batch: the sum is that of one image on average, whatever the budget. 0 without any.
+    ``ValueError`` for masks or labels of other shapes.
     """
+    if as_batch(masks).shape != scores.shape or labelled.shape != scores.shape[:1]:
+        shapes = f"{list(masks.shape)} and {list(labelled.shape)}"
+        raise ValueError(f"expected masks {list(scores.shape)} and labelled [{len(scores)}], not {shapes}")
     error = ((scores - as_batch(masks).to(scores.dtype)) ** 2).mean((1, 2, 3))
     return (error * labelled.to(error.dtype)).sum() / expected
 

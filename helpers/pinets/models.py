@@ -134,6 +134,7 @@ class ScaledSum(nn.Module):
 
     def __init__(self, classes: int = 1):
         super().__init__()
+        self.classes = classes
         shape = (classes,) if classes > 1 else ()
         self.weight, self.bias = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.zeros(shape))
 
@@ -194,7 +195,11 @@ class PiNet(nn.Module):
         return self.read_out(scores, self.z(x))
 
     def read_out(self, scores: Tensor, z: Tensor) -> Output:
-        """The aggregator on given scores and z: the part of the network that a person can do by hand."""
+        """The aggregator on given scores and z: the part of the network that a person can do by hand. ``ValueError``
+        where several classes do not have a map each."""
+        classes = getattr(self.aggregator, "classes", 1)
+        if classes > 1 and scores.shape[1] != classes:
+            raise ValueError(f"the decoder makes {scores.shape[1]} maps for {classes} classes: it needs one a class")
         signal = scores * z
         return Output(self.aggregator(self.evidence(scores, signal)), scores, signal)
 

@@ -103,7 +103,7 @@ class ToyShapesStudy(Study):
             "members": 2,
             "test_images": 100,
             "baseline_fits": 1,
-            "baseline_images": 2,
+            "baseline_images": 3,
             "data.n_images": 96,
             "group.*.training.epochs": 2,
             "group.*.training.min_accuracy": 0.0,
@@ -119,7 +119,7 @@ class ToyShapesStudy(Study):
     attempts: int = Field(200, ge=1, description="seeds tried before a group or an ensemble is given up")
     test_images: int = Field(1000, ge=14, description="images of the shared test set; notebook 01 shows number 13")
     baseline_fits: int = Field(5, ge=1, description="CNNs on which the post-hoc methods are compared")
-    baseline_images: int = Field(50, ge=2, description="test images of that comparison")
+    baseline_images: int = Field(50, ge=3, description="test images of that comparison")
     workers: int = Field(1, ge=1, description="fits trained side by side, each with its share of the cores")
     together: int = Field(0, ge=0, description="fits of a group trained at once on one GPU; 0: one by one")
     continue_shipped: bool = Field(False, description="with RETRAIN: count fits whose record is shipped as done")

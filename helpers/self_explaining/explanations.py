@@ -37,7 +37,7 @@ def explain(
     its own under the norm ``batch``. ``graph`` keeps the way to the net's weights, for a loss of E; without it E is
     detached. ``net`` returns log-probabilities (of logits, those would be explained), and for the target ``logit`` has
     a method ``logits`` too. Raises ``ValueError`` for shapes that do not fit, `ConfigError` for GradCAM of a net
-    without convolution and for a target that the net does not have.
+    without a ``target_layer`` and for a target that the net does not have.
     """
     return post(raw(net, x, y, options, graph=graph), options, x, batches=batches)
 
@@ -125,7 +125,8 @@ def _gradcam(net: nn.Module, x: Tensor, y: Tensor, options: Explanation, graph: 
     layer = getattr(net, "target_layer", None)
     if layer is None:
         raise ConfigError(
-            f"{type(net).__name__} has no convolution for gradcam to look at: take another EXPLANATION_MODE"
+            f"{type(net).__name__} does not say which convolution gradcam is to look at: give it a property "
+            "target_layer that returns one, or take another EXPLANATION_MODE"
         )
     outputs: list[Tensor] = []
 

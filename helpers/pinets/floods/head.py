@@ -20,7 +20,9 @@ POOLS = (1, 2, 3, 6)
 
 def network(width: int, patch: int, classes: int, channels: int = 32, encoder: nn.Module | None = None) -> PiNet:
     """The model on the features of an encoder of ``width`` channels a block and tokens of ``patch`` pixels; with
-    ``encoder``, on images."""
+    ``encoder``, on images. ``ValueError`` for one class: its share of the softmax would be all of every image."""
+    if classes < 2:
+        raise ValueError(f"a softmax needs two classes or more, not {classes}: the rest of the image is one")
     return PiNet(
         encoder or nn.Identity(),
         Head(width, patch, classes, channels),
@@ -44,7 +46,8 @@ class Head(nn.Sequential):
 
 
 class UperNet(nn.Module):
-    """Four maps of tokens as a pyramid of scales 4, 2, 1, 1/2, joined from coarse to fine: [B, channels, 4 h, 4 w]."""
+    """Four maps of tokens as a pyramid of scales 4, 2, 1, 1/2, joined from coarse to fine: [B, channels, 4 h, 4 w].
+    ``ValueError`` for features of other than ``4 * width`` channels."""
 
     def __init__(self, width: int, channels: int = 32):
         super().__init__()
@@ -66,6 +69,8 @@ class UperNet(nn.Module):
         self.fusion = _conv(4 * channels, channels, 3)
 
     def forward(self, features: Tensor) -> Tensor:
+        if features.shape[1] != 4 * self.width:
+            raise ValueError(f"expected features of 4 blocks of {self.width} channels, not {list(features.shape)}")
         parts = features.float().split(self.width, 1)
         coarse = self.scales[3](parts[3])
         pooled = [

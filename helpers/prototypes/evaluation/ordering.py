@@ -96,6 +96,8 @@ def compare(
         raise ConfigError(f"prototypes must be those of {model.n_classes} classes, [C, K], not {list(table.shape)}")
     _known(model, table)
     rows = sample(part.labels, n_images, seed)
+    if not 0 <= part.labels.min() <= part.labels.max() < len(table):
+        raise ConfigError(f"labels must be of the network's classes, 0 to {len(table) - 1}")
     chosen = table[part.labels[rows].cpu()]
     pixels = math.prod(field.input_size)
     counts = pixel_counts(pixels, grid, proportion)
