@@ -11,7 +11,6 @@ from pathlib import Path
 from . import hub, notebooks, report
 from .artifacts import verify_tree
 from .config import ROOT, ConfigError, PlainError, literal
-from .downloads import DownloadError
 from .notebooks import LONG, LONG_TIMEOUT, TIMEOUT
 
 
@@ -20,8 +19,11 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     given = _parser().parse_args(arguments)
     try:
+        for name in ("workers", "threads", "timeout"):
+            if (value := getattr(given, name, None)) is not None and not value > 0:
+                raise ConfigError(f"--{name} {value}: it has to be above 0")
         return given.command(given)
-    except (PlainError, DownloadError) as error:
+    except (PlainError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -30,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(given: argparse.Namespace) -> int:
     parameters = {name: literal(text) for name, text in given.parameters}
+    if len(parameters) < len(given.parameters):
+        raise ConfigError("a parameter was given twice: `sweep` takes several values, as in -p SEED 0,1")
     executed = report.run_all(given.out, given.notebooks, parameters, given.timeout)
     print(f"\n{given.out / 'index.html'}")
     return int(not executed or any(run.status != "ok" for run in executed))
@@ -40,8 +44,6 @@ def sweep(given: argparse.Namespace) -> int:
     from .sweeps import sweep as sweeping
 
     wanted = notebooks.list_notebooks(given.notebooks)
-    if given.workers < 1:
-        raise ConfigError(f"--workers {given.workers}: one at least")
     if given.engine == "dask" and not given.address:
         raise ConfigError("--engine dask needs the --address of a scheduler, such as tcp://10.0.0.5:8786")
     combinations = grid.grid(given.parameters)

@@ -137,6 +137,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path} is not there, so nothing vouches for {folder}. Remedy: {_REMEDY}")
     manifest = load_json(path)
     complete = isinstance(manifest, dict) and {"files", "provenance"} <= set(manifest)
+    complete = complete and all(isinstance(manifest[part], dict) for part in ("files", "provenance"))
+    facts = manifest["files"].values() if complete else ()
+    complete = complete and all(isinstance(one, dict) and {"bytes", "sha256"} <= set(one) for one in facts)
     if not complete or manifest.get("schema") != SCHEMA:
         raise ArtifactError(f"{path} is not a manifest of schema {SCHEMA}; update the helpers, or restore the file")
     return manifest
@@ -163,8 +166,11 @@ KINDS = ("weights", "results")
 
 def verify_tree(root: Path, studies: str = "[!.]*") -> tuple[list[str], int]:
     """(problems, number of files verified) of every ``weights/<study>`` and ``results/<study>`` under ``root``, or of
-    those whose names match ``studies``."""
-    problems, count = [], 0
+    those whose names match ``studies``. It is a problem if there is none, or one without the other."""
+    found = {kind: {path.name for path in (root / kind).glob(studies) if path.is_dir()} for kind in KINDS}
+    problems, count = [] if any(found.values()) else [f"there are no weights and results in {root}"], 0
+    for name in sorted(set.symmetric_difference(*found.values())):
+        problems.append(f"{name} has weights or results, and not both. Remedy: {_REMEDY}")
     for kind in KINDS:
         for folder in sorted(path for path in (root / kind).glob(studies) if path.is_dir()):
             try:
@@ -186,9 +192,12 @@ def verify_tree(root: Path, studies: str = "[!.]*") -> tuple[list[str], int]:
 
 
 def replace_folder(new: Path, old: Path) -> None:
-    """Put the folder ``new`` in the place of ``old``: readers meet the one or the other, never a mixture."""
+    """Put the folder ``new`` in the place of ``old``: readers meet the one or the other (or, between two renames,
+    neither), never a mixture."""
     aside = old.with_name(f".{old.name}.before")
     old.parent.mkdir(parents=True, exist_ok=True)
+    if aside.exists() and not old.exists():  # another call was killed between its renames
+        os.replace(aside, old)
     if old.exists():
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(old, aside)

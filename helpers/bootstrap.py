@@ -26,6 +26,9 @@ def fetch(root, url, revision, asked=True):
             new.rename(root)  # so what has the name is complete
     except FileNotFoundError:
         raise BootstrapError("git is missing: install it, or work in a clone") from None
+    except OSError as error:
+        if not root.exists():  # else another notebook was first
+            raise BootstrapError(f"{Path.cwd()} cannot be written to ({error.strerror}): start elsewhere") from None
     except subprocess.CalledProcessError as error:
         if not asked and "Remote branch" in error.stderr:
             print(f"{url} has no {revision}, so its default branch is taken")

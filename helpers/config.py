@@ -79,7 +79,7 @@ class Study(Settings):
 
     def out_folder(self, study: str) -> Path:
         """``out``, or ``runs/<study>``: in the repository unless absolute, whatever folder a kernel was started in."""
-        return ROOT / (self.out or f"runs/{study}")
+        return ROOT / Path(self.out or f"runs/{study}").expanduser()
 
 
 def digest(value: Any) -> str:
@@ -102,7 +102,7 @@ def literal(text: str) -> Any:
     """``text`` as a Python literal, or else as it stands: the values of command lines."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # what `ast` says of odd text
         return text
 
 

@@ -32,7 +32,7 @@ from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from .archives import ArchiveError, inside
-from .config import ROOT, Settings
+from .config import ROOT, PlainError, Settings
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ BUCKET = r"gs://(?P<object>[^/\s]+/.+)"
 FORMS = "http(s)://host/path, gdrive:file-id, hf://[datasets/]owner/name@revision/path, gs://bucket/path"
 
 
-class DownloadError(Exception):
+class DownloadError(PlainError):
     """Data that could not be had. The message is for the person: what was tried, what to do by hand."""
 
 

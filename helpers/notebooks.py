@@ -120,8 +120,11 @@ def execute(
 
     ``timeout`` is in seconds; None: what `time_limit` allows the parameters. ``stopped`` is asked twice a second
     whether to give up; then `Stopped` is raised. ``mark`` is what the processes carry in their environment
-    (`lifeline.MARK`), so that they can be found when they have lost their parents.
+    (`lifeline.MARK`), so that they can be found when they have lost their parents. Raises `ConfigError` if ``out`` is
+    the notebook itself.
     """
+    if out.resolve() == notebook.resolve():
+        raise ConfigError(f"{notebook} would be overwritten by its outputs: take another folder")
     timeout = time_limit(parameters) if timeout is None else timeout
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)

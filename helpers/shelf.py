@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -28,6 +28,16 @@ class StudyShelf:
 
 
 S = TypeVar("S", bound=StudyShelf)
+
+
+def refuse_loss(shipped: StudyShelf, names: Iterable[str]) -> None:
+    """Raises `ArtifactError` if a shipped record is not among ``names``, those of a new set: it would be lost."""
+    there = [name.removesuffix(".json") for name in artifacts.listed(shipped.results) if name.endswith(".json")]
+    if lost := sorted(set(there) - set(names)):
+        raise artifacts.ArtifactError(
+            f"{lost[0]}{f' and {len(lost) - 1} more' if lost[1:] else ''} would be lost, which {shipped.results} has; "
+            "name the presets of all that is shipped, and train what is missing with RETRAIN=True"
+        )
 
 
 @contextmanager

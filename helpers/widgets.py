@@ -24,8 +24,7 @@ from IPython.display import Image as Picture
 from IPython.display import display
 from PIL import Image, ImageDraw, ImageFont
 
-from helpers.artifacts import ArtifactError
-from helpers.config import ConfigError, Settings
+from helpers.config import PlainError, Settings
 
 # Anchors of the colour maps, evenly spaced. `heat` rises evenly in lightness; `signed` is white at its middle.
 ANCHORS = {
@@ -232,7 +231,7 @@ class Explorer(Generic[S]):
         self.message.value = ""
         try:
             action()
-        except (ArtifactError, ConfigError, ValueError) as error:
+        except (PlainError, ValueError) as error:
             self.refresh()  # the controls go back to what is shown
             self.message.value = f'<span role="alert">Not possible: {html.escape(str(error))}</span>'
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -276,7 +277,10 @@ def test_results_of_other_weights_are_found(tree):
     assert len(problems) == 1 and f"{tree / 'results' / 'toy'} was made from other weights" in problems[0]
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"schema": 2}', '{"schema": 1, "files": {}}'])
+@pytest.mark.parametrize("content", [
+    None, "{", "[]", '{"schema": 2}', '{"schema": 1, "files": {}}', '{"schema": 1, "files": [], "provenance": {}}',
+    '{"schema": 1, "files": {"a": {}}, "provenance": {}}', '{"schema": 1, "files": {}, "provenance": []}',
+])  # fmt: skip
 def test_without_a_good_manifest_nothing_is_read(tree, content):
     manifest = tree / "weights" / "toy" / artifacts.MANIFEST
     manifest.unlink()
@@ -294,6 +298,17 @@ def test_a_manifest_that_changes_is_read_again(tree):
     refusal(check_file, file)
     artifacts.write_manifest(tree / "weights" / "toy", {})
     assert check_file(file) == file
+
+
+def test_what_a_killed_replacement_set_aside_is_not_lost(tmp_path, monkeypatch):
+    old, aside = tmp_path / "toy", tmp_path / ".toy.before"
+    aside.mkdir()
+    (aside / "file").write_text("old")
+    (new := tmp_path / "new").mkdir()
+    moves, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (moves.append((Path(a).name, Path(b).name)), replace(a, b)))
+    artifacts.replace_folder(new, old)
+    assert moves[0] == (".toy.before", "toy") and old.is_dir() and not aside.exists()
 
 
 def test_a_folder_is_replaced_whole(tmp_path):
@@ -335,6 +350,15 @@ def verify(root, monkeypatch, capsys):
 
 def test_verify_says_how_many_files_are_good(tree, monkeypatch, capsys):
     assert verify(tree, monkeypatch, capsys) == (0, "3 files verified\n")
+
+
+def test_verify_misses_what_is_not_there(tree, monkeypatch, capsys):
+    shutil.rmtree(tree / "results")
+    code, text = verify(tree, monkeypatch, capsys)
+    assert code == 1 and "toy has weights or results, and not both" in text
+    shutil.rmtree(tree / "weights")
+    code, text = verify(tree, monkeypatch, capsys)
+    assert code == 1 and "there are no weights and results in" in text
 
 
 def test_verify_names_every_file_that_is_not(tree, monkeypatch, capsys):

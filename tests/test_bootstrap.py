@@ -102,6 +102,21 @@ def test_a_second_run_fetches_nothing(remote, tmp_path):
     assert (second.returncode, second.stdout) == (0, first.stdout)
 
 
+def test_a_folder_that_another_notebook_has_fetched_meanwhile_serves(remote, tmp_path):
+    """Both begin; the other one is done first."""
+    rename = "            new.rename(root)"
+    late = CELL.replace(rename, f"            __import__('shutil').copytree(new, root)\n{rename}")
+    assert late != CELL
+    done = run(tmp_path, late + SHOW, SIGHTLINE_URL=remote)
+    assert done.stdout.endswith("helpers/__init__.py\n"), done.stderr
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(remote, tmp_path):
+    broken = CELL.replace("root.parent.mkdir(exist_ok=True)", "raise PermissionError(13, 'Permission denied')")
+    told = message(run(tmp_path, broken + SHOW, SIGHTLINE_URL=remote))
+    assert told.endswith(f"{tmp_path} cannot be written to (Permission denied): start elsewhere")
+
+
 def test_run_twice_in_one_kernel_the_path_is_entered_once(remote, tmp_path):
     done = run(tmp_path, CELL + CELL + "\nprint(sum('sightline' in p for p in sys.path))", SIGHTLINE_URL=remote)
     assert done.stdout.endswith("\n1\n"), done.stderr

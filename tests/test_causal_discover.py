@@ -2,7 +2,7 @@
 
 import copy
 
-import numpy
+import numpy as np
 import pytest
 import torch
 from causal_nets import Depthwise, Fire, Plain, Residual, images, make
@@ -136,6 +136,9 @@ def test_soft_values_depend_on_the_scale_of_a_channel():
     soft, factor = Intervention(amount=0.1), torch.full((5,), 100.0, dtype=torch.float64)
     one, other = (walk(m, x, 1, intervention=soft).layer("fc1") for m in (model, rescaled(model, factor)))
     assert one.effects == other.effects and list(one.statistics.mean_d) != list(other.statistics.mean_d)
+    released = {"soft": True, "selection": Selection(mode="reference")}
+    one, other = (causes(walk(m, x, 1, **released)) for m in (model, rescaled(model, factor)))
+    assert one != other, "by the release's own rule even the nodes differ"
 
 
 def test_a_bias_of_the_target_changes_no_effect():
@@ -303,6 +306,14 @@ def test_bad_input_is_refused_with_the_reason():
         explain(model, images, frequent(images), n_samples=20).layer("fc3")
 
 
+def test_a_network_that_went_back_to_training_is_refused():
+    model, x = make(Plain), images(4, 2)
+    network = Network(model, x[:1])
+    model.train()
+    with pytest.raises(ValueError, match="training mode"):
+        Samples(network, x)
+
+
 def test_choosing_images_moves_no_statistics():
     images = data(plain := make(Plain, torch.float32))
     model = nn.Sequential(nn.BatchNorm2d(2), plain).train()
@@ -317,7 +328,7 @@ def test_a_class_and_a_path_may_be_of_any_kind_and_a_model_of_any_precision(tmp_
     target = frequent(images)
     graph = explain(model, images, target, n_samples=20, path=str(tmp_path / "graph.json"))
     assert (tmp_path / "graph.json").exists()
-    for other in (numpy.int64(target), torch.tensor(target)):
+    for other in (np.int64(target), torch.tensor(target)):
         assert explain(model, images, other, n_samples=20) == graph
     double = explain(copy.deepcopy(model).double(), images, target, n_samples=20)
     assert double.nodes().equals(graph.nodes())
@@ -386,8 +397,20 @@ def test_the_gradient_screen_predicts_small_cuts_and_keeps_what_matters():
         exact = measure(samples.logits, cut_logits(samples, link, cuts, small), 1).d
         predicted = first_order(samples, link, cuts, small, lambda logits: logits[:, 1])
         torch.testing.assert_close(predicted, exact, rtol=1e-3, atol=1e-13)
-    whole, screened = (walk(model, x, 1, candidates=c, retested=1.0) for c in ("all", "screen"))
+    whole, screened = (walk(model, x, 1, candidates=c, retested=0.0) for c in ("all", "screen"))
     assert causes(whole) == causes(screened)
+    assert sum(layer.dropped for layer in screened.layers) > 0, "it saved cuts"
+
+
+def test_a_screen_that_drops_everything_leaves_a_graph_without_causes():
+    model, x = make(Plain), images(20, 2)
+    graph = walk(model, x, 1, candidates="screen", retested=0.0, selection=Selection(delta=50.0))
+    assert not any(found for found in causes(graph).values())
+
+
+def test_a_screen_needs_the_threshold_that_it_drops_by():
+    with pytest.raises(ValueError, match="a screen drops what is far from delta"):
+        Discovery(candidates="screen", selection=Selection(mode="reference"))
 
 
 def test_low_precision_is_measured_again_near_the_threshold():
@@ -396,7 +419,14 @@ def test_low_precision_is_measured_again_near_the_threshold():
         model.fc2.bias[1] += 3
     whole, low = (walk(model, x, 1, dtype=dtype) for dtype in ("float32", "bfloat16"))
     assert causes(whole) == causes(low)
-    assert list(whole.layers[0].statistics.mean_d) != list(low.layers[0].statistics.mean_d)
+    exact, rough = whole.layers[0].statistics, low.layers[0].statistics
+    assert list(exact.mean_d) != list(rough.mean_d)
+    shares = np.abs(np.asarray(exact.mean_d)) / exact.scale
+    for delta in shares[shares > 0]:  # the threshold on one node after the other: it is measured exactly
+        near = walk(model, x, 1, dtype="bfloat16", selection=Selection(delta=float(delta))).layers[0].statistics
+        node = int(np.abs(shares - delta).argmin())
+        assert near.mean_d[node] == pytest.approx(exact.mean_d[node], rel=1e-6)
+    assert any(abs(rough.mean_d[k] / exact.mean_d[k] - 1) > 1e-5 for k in range(len(shares)) if shares[k] > 0)
 
 
 def test_the_reference_mode_draws_one_soft_value_a_layer():

@@ -214,6 +214,9 @@ def test_wrong_nodes_engines_and_logits_are_refused():
         cut_logits(samples, link, [Cut((6,), (0,))], HARD)
     with pytest.raises(ValueError, match="nodes 0..2"):
         cut_logits(samples, link, [Cut((0,), (3,))], HARD)
+    for cut in (Cut((1, 1), (0,)), Cut((1,), (0, 0))):
+        with pytest.raises(ValueError, match="names each node once"):
+            cut_logits(samples, link, [cut], HARD)
     with pytest.raises(ConfigError, match="did you mean delta"):
         cut_logits(samples, link, [Cut((0,), (0,))], HARD, engine="detla")
     assert cut_logits(samples, link, [], HARD).shape == (0, 4, 3)

@@ -292,6 +292,8 @@ def test_a_relative_out_lies_in_the_repository_wherever_the_notebook_is_executed
         assert folder(schema(out="runs/mine")) == tmp_path / "runs" / "mine"
         assert folder(schema(out=str(elsewhere))) == elsewhere
         assert str(tmp_path) not in str(schema(out="runs/mine").model_dump()), "no machine's path in what is kept"
+    monkeypatch.setenv("HOME", str(elsewhere))
+    assert working_folder(ToyShapesStudy(out="~/mine")) == elsewhere / "mine"
     (tmp_path / "runs" / "mine" / "weights").mkdir(parents=True)
     assert choose_shelf(ToyShapesStudy(out="runs/mine")).weights.is_relative_to(tmp_path), "it is found again there"
 
@@ -335,3 +337,8 @@ def test_betas_are_two_shares(betas):
     assert "betas" in refusal(ToyShapesStudy().override, {"group.pinet.training.betas": betas})
     given = ToyShapesStudy().override({"group.pinet.training.betas": [0.8, 0.9]})
     assert given.group.pinet.training.betas == (0.8, 0.9)
+
+
+@pytest.mark.parametrize("text", ["plain", "{[]: 1}", "(" * 500, "1 2"])
+def test_what_is_no_literal_stands_as_it_is(text):
+    assert config.literal(text) == text

@@ -6,7 +6,9 @@ import hashlib
 import io
 import struct
 import tarfile
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from PIL import Image
 
 from helpers import config, downloads
 from helpers.config import data_config
-from helpers.data import cifar10, imagenette, mnist
+from helpers.data import cifar10, files, imagenette, mnist
 from helpers.data.images import load
 from helpers.downloads import DownloadError
 
@@ -193,6 +195,20 @@ def test_a_folder_that_is_there_is_never_replaced(small_cifar10, tmp_path):
     (tmp_path / "CIFAR10").mkdir()
     with pytest.raises(DownloadError, match="CIFAR10 is there, but is not what it should be: delete or move it"):
         load("CIFAR10")
+
+
+def test_two_processes_that_want_one_folder_unpack_it_once(tmp_path, monkeypatch):
+    unpacked, folder = [], tmp_path / "data" / "one"
+
+    def unpack(source, folder, hint):
+        unpacked.append(folder)
+        time.sleep(0.2)
+        folder.mkdir()
+
+    monkeypatch.setattr(files, "_unpack", unpack)
+    with ThreadPoolExecutor(2) as both:
+        list(both.map(lambda _: files.download(None, folder), range(2)))
+    assert unpacked == [folder]
 
 
 def test_without_a_network_cifar10_says_what_to_do(elsewhere):

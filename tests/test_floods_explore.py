@@ -50,6 +50,13 @@ def explorer(quick):
     return Explorer(quick)
 
 
+def test_publishing_one_half_does_not_lose_the_other(quick, monkeypatch):
+    monkeypatch.setattr(publish, "shipping", lambda *_: pytest.fail("shipped"))
+    monkeypatch.setattr(artifacts, "listed", lambda folder: {"other/pinet/0.json": {}, "manifest.csv": {}})
+    with pytest.raises(ArtifactError, match=r"other/pinet/0 .*would be lost"):
+        publish.publish([quick])
+
+
 def test_the_readout_counts_pixels():
     water = np.array([[0.9, 0.4], [0.6, 0.2]], np.float32)
     mask = np.array([[1, 1], [-1, 0]], np.int8)

@@ -390,6 +390,15 @@ def test_the_least_relevant_pixels_first_is_the_other_way_round(model, x, target
     assert torch.equal(least.correct, most.correct)
 
 
+def test_steps_and_shares_that_hide_nothing_are_refused(model, x, target, heat):
+    for steps in (0, -3):
+        with pytest.raises(ValueError, match="at least one step"):
+            pixel_flipping(model, x, target, heat, steps=steps)
+    for share in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="a share of the pixels above 0"):
+            faithfulness_correlation(model, x, target, heat, share=share)
+
+
 @pytest.mark.parametrize("percentages", [(0, 50), (50, 100), (-3,)])
 def test_road_needs_something_to_hide_and_something_to_show(percentages, model, x, target, heat):
     with pytest.raises(ValueError, match="between 0 and 100"):

@@ -289,3 +289,15 @@ def test_the_representation_is_what_the_last_weighted_layer_reads(model, x, targ
         relative_stability(gradient, model, x, target, layer="poool")
     with pytest.raises(ConfigError, match="no linear one"):
         relative_stability(identity, torch.nn.Flatten(), x, target)
+
+
+@pytest.mark.parametrize("metric", [sensitivity, relative_stability])
+def test_neighbours_have_to_be_elsewhere(metric, model, x, target):
+    with pytest.raises(ValueError, match="a radius above 0, not 0"):
+        metric(gradient, model, x, target, radius=0)
+
+
+@pytest.mark.parametrize("metric", [sensitivity, relative_stability, local_lipschitz])
+def test_targets_are_one_an_image(metric, model, x, target):
+    with pytest.raises(ValueError, match="one target per image"):
+        metric(gradient, model, x, torch.cat([target, target]))

@@ -11,6 +11,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from helpers import notebooks, report
 from helpers.__main__ import main
+from helpers.config import ConfigError
 
 ROOT = Path(__file__).parents[1]
 IMPORT = f"import sys; sys.path.insert(0, {str(ROOT)!r})"
@@ -221,6 +222,20 @@ def test_the_readme_table_is_made_of_the_ledgers(runs):
 def test_the_command_line_says_what_is_wrong(capsys):
     assert main(["run", "99"]) == 2
     assert "no notebook '99'" in capsys.readouterr().err
+    assert main(["run", "01", "-p", "SEED", "1", "-p", "SEED", "2"]) == 2
+    assert "given twice" in capsys.readouterr().err
+    assert main(["run", "01", "--timeout", "-1"]) == 2
+    assert "--timeout -1.0" in capsys.readouterr().err
+    assert main(["run", "01", "--out", __file__]) == 2
+    assert __file__ in capsys.readouterr().err
+
+
+def test_a_notebook_is_never_overwritten_by_its_outputs(folder):
+    (notebook, *_) = sorted(folder.glob("*.ipynb"))
+    before = notebook.read_bytes()
+    with pytest.raises(ConfigError, match="would be overwritten by its outputs"):
+        notebooks.execute(notebook, notebook)
+    assert notebook.read_bytes() == before
 
 
 def test_parameters_are_checked_before_any_notebook_is_executed(folder, tmp_path, monkeypatch):

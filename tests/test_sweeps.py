@@ -194,7 +194,9 @@ def test_a_dry_run_lists_the_grid_and_executes_nothing(tiny, tmp_path, capsys, m
     (["-p", "SEED", "0:2,x"], "SEED must be int, not 'x'"),
     (["-p", "OUT", "there"], "an OUT of its own"),
     (["-p", "SEED", "0", "-p", "seed", "1"], "seed is given twice"),
-    (["--workers", "0"], "one at least"),
+    (["--workers", "0"], "--workers 0: it has to be above 0"),
+    (["--threads", "-3"], "--threads -3: it has to be above 0"),
+    (["--timeout", "0"], "--timeout 0.0: it has to be above 0"),
     (["--engine", "dask"], "--address"),
     (["--engine", "dask", "--address", "tcp://127.0.0.1:9"], "no Dask scheduler answers at tcp://127.0.0.1:9"),
 ])  # fmt: skip
@@ -366,6 +368,19 @@ def test_a_damaged_record_is_set_aside_and_its_run_made_anew(tiny, tmp_path, exe
     assert table.records(job.folder.parent) == [] and "damaged" in sweep.listing([job])
     assert sweep.execute([job], engines.local(1), lambda running: None) == Counter(ok=1)
     assert job.record()["results"] == first["results"] and (job.folder / "run.damaged.json").read_text() == "{"
+
+
+def test_a_record_of_another_run_is_none_of_this_one(tiny, tmp_path, executed):
+    executed(outcome(), outcome())
+    one, other = sweeping.plan(tiny, tmp_path, [{"SEED": 1}, {"SEED": 2}])
+    runs.run(one)
+    other.folder.mkdir()
+    for text in ((one.folder / "run.json").read_text(), "{}", "[]"):
+        (other.folder / "run.json").write_text(text)
+        assert sweep.state(other) == "damaged"
+        assert [record["identity"] for record in table.records(tmp_path / "01_tiny")] == [one.identity]
+    assert sweep.execute([one, other], engines.local(1), lambda running: None) == Counter(ok=2)
+    assert other.record()["parameters"]["SEED"] == 2
 
 
 def test_a_run_gets_its_out_and_its_threads(tiny, tmp_path, executed):

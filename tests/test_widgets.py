@@ -8,6 +8,7 @@ from PIL import Image
 
 from helpers import widgets
 from helpers.config import ConfigError, Settings
+from helpers.downloads import DownloadError
 
 
 def opened(data):
@@ -100,6 +101,8 @@ class Counting(widgets.Explorer[Count]):
     def changed(self, changes):
         if changes.get("number") == 7:
             raise ConfigError("not <seven>")
+        if changes.get("number") == 9:
+            raise DownloadError("nine is out of reach")
         return super().changed(changes)
 
     def render(self):
@@ -140,7 +143,7 @@ def test_a_name_that_is_not_there_is_refused_with_near_misses():
 
 def test_an_error_leaves_state_and_controls_as_they_were_and_tells_the_person():
     explorer = Counting()
-    for number, message in ((7, "not &lt;seven&gt;"), (8, "eight cannot be shown")):
+    for number, message in ((7, "not &lt;seven&gt;"), (8, "eight cannot be shown"), (9, "nine is out of reach")):
         explorer.slider.value = number
         assert message in explorer.message.value
         assert explorer.state == Count() and explorer.slider.value == 3

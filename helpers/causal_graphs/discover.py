@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -31,16 +31,7 @@ from helpers.causal_graphs.interventions import Intervention
 from helpers.causal_graphs.layers import ONE_TO_ONE, Edges, Layer
 from helpers.causal_graphs.links import Link
 from helpers.causal_graphs.network import Network, reverse, weights_hash
-from helpers.causal_graphs.statistics import (
-    Effect,
-    Measured,
-    Selection,
-    describe,
-    measure,
-    outcome,
-    rounded,
-    select,
-)
+from helpers.causal_graphs.statistics import Effect, Measured, Selection, describe, measure, outcome, rounded, select
 from helpers.config import ConfigError, Settings
 from helpers.data.images import Images
 from helpers.metrics.base import logits, predicted
@@ -75,6 +66,13 @@ class Discovery(Settings):
         "float32", description="bfloat16: what comes near a threshold is measured again in float32"
     )
     chunk_mb: int = Field(64, ge=1, description="memory that is worked in at a time")
+
+
+    @model_validator(mode="after")
+    def _threshold(self) -> Discovery:
+        if self.candidates == "screen" and self.selection.mode == "reference":
+            raise ValueError("a screen drops what is far from delta, which mode 'reference' does not know")
+        return self
 
 
 REFERENCE = Discovery(soft=True, selection=Selection(mode="reference"), candidates="reference")
@@ -374,7 +372,7 @@ def _norms(link: Link, nodes: list[int], effects: list[int]) -> np.ndarray | Non
         return rounded(torch.stack([weight[i, i] for i in nodes]).flatten(1).norm(dim=1), NORM_DIGITS)[:, None]
     local = [e - link.offset for e in effects]
     chosen = weight[local][:, nodes]
-    return rounded(chosen.reshape(len(local), len(nodes), -1).norm(dim=2).T, NORM_DIGITS)
+    return rounded(chosen.reshape(len(local), len(nodes), math.prod(chosen.shape[2:])).norm(dim=2).T, NORM_DIGITS)
 
 
 def intervention_facts(options: Discovery) -> dict[str, object]:

@@ -89,9 +89,11 @@ def cut_logits(
     """Logits [K, N, classes] under each of K ``cuts`` of ``link``.
 
     Raises `ConfigError` for an engine that does not exist or cannot do this intervention, ``ValueError`` for nodes that
-    are not there.
+    are not there or named twice.
     """
     for sources, effects in cuts:
+        if len(set(sources)) < len(sources) or len(set(effects)) < len(effects):
+            raise ValueError(f"{link.name}: a cut names each node once, not {list(sources)} and {list(effects)}")
         if not all(0 <= i < link.inputs for i in sources):
             raise ValueError(f"{link.name} has lower nodes 0..{link.inputs - 1}, not {list(sources)}")
         if not all(0 <= e - link.offset < link.outputs for e in effects):

@@ -27,7 +27,6 @@ from helpers.causal_graphs import batches, models, shortcuts
 from helpers.causal_graphs.presets import Training
 from helpers.data import images as data
 from helpers.data.images import Images, Preprocess
-from helpers.downloads import DownloadError
 
 STUDY = "causal_graphs"
 DIGITS = Training(epochs=8, schedule="cosine", learning_rate=3e-3)
@@ -275,7 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
                 fit.name, facts["accuracy"], facts["validation_accuracy"], facts["epoch"], facts["seconds"],
                 f", {facts['shortcut']}" if "shortcut" in facts else "",
             )  # fmt: skip
-    except (config.PlainError, DownloadError) as error:
+    except config.PlainError as error:
         log.error("%s", error)
         return 2
     return 0

@@ -31,9 +31,8 @@ class Network:
     """
 
     def __init__(self, model: nn.Module, example: Tensor):
-        if any(module.training for module in model.modules()):
-            raise ValueError("the model is in training mode: call model.eval() first")
         self.model = model
+        self._refuse_training()
         self._modules = dict(model.named_modules())
         try:
             self._graph = fx.Tracer().trace(model)
@@ -62,6 +61,10 @@ class Network:
         return list(self.spaces.values())[-1]
 
     # ------------------------------------------------------------------------------------------------- running
+
+    def _refuse_training(self) -> None:
+        if any(module.training for module in self.model.modules()):
+            raise ValueError("the model is in training mode: call model.eval() first")
 
     @torch.no_grad()
     def record(self, x: Tensor) -> Values:
@@ -129,6 +132,8 @@ class Network:
 
     def _evaluate(self, recorded, x, changed=None, copies=1, *, keep=False, edits=None) -> dict[str, Any]:
         """Run the graph: all of it on ``x``, or what depends on ``changed`` with ``recorded`` for the rest."""
+        if x is not None:
+            self._refuse_training()
         changed, edits = changed or {}, edits or {}
         new: dict[str, Any] = dict(changed)
         todo = set().union(*(self._below(name) for name in changed)) - set(changed) if changed else None
@@ -224,8 +229,6 @@ class Chain(Network):
     """
 
     def __init__(self, model: nn.Module, example: Tensor, layers: Sequence[str]):
-        if any(module.training for module in model.modules()):
-            raise ValueError("the model is in training mode: call model.eval() first")
         self.model, self._modules, self._layers = model, dict(model.named_modules()), tuple(layers)
         for name in layers:
             if not isinstance(self._modules.get(name), (nn.Linear, *CONVOLUTIONS)):
@@ -249,6 +252,7 @@ class Chain(Network):
 
     @torch.no_grad()
     def record(self, x: Tensor) -> Values:
+        self._refuse_training()
         values: Values = {}
 
         def keep(name):

@@ -64,7 +64,7 @@ def stability(checkpoint: Checkpoint) -> pd.DataFrame:
 
     def compute(c: Checkpoint) -> pd.DataFrame:
         target, tables = c.study.scored_classes[0], []
-        sweep = sweeps.Sweep(betas=c.study.beta_grid, runs=c.study.stab_runs, n_samples=c.study.n_samples)
+        sweep = c.study.sweep()
         for mode in c.study.modes:
             runs = sweeps.repeat(
                 c.model, c.images(), c.graph(target, mode), c.study.layer_name_soft, sweep=sweep, seed=c.seed

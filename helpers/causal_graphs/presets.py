@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from helpers.causal_graphs.discover import Discovery
 from helpers.causal_graphs.engines import Engine
 from helpers.causal_graphs.interventions import Intervention
+from helpers.causal_graphs.stability import Sweep
 from helpers.causal_graphs.statistics import Effect, Selection
 from helpers.config import Settings, Several, Study
 
@@ -128,7 +129,7 @@ class CausalGraphsStudy(Study):
     )
     stab_runs: int = Field(10, ge=2, description="runs at each of them")
     candidates: Literal["all", "screen", "reference"] = Field("all", description="which nodes are tested")
-    engine: Engine = Field("delta", description="delta, or vmap for models that cannot be traced")
+    engine: Engine = Field("delta", description="how cuts are computed: delta, or vmap, slower and to compare with")
     chunk_mb: int = Field(64, ge=1, description="memory that is worked in at a time")
     dtype: Literal["float32", "float64", "bfloat16"] = Field("float32", description="of the interventions")
     attribution_method: Literal["reference", "spatial_do", "contribution", "channel_activation", "act_grad"] = Field(
@@ -156,6 +157,10 @@ class CausalGraphsStudy(Study):
     def modes(self) -> tuple[str, ...]:
         """The rules that graphs are found by; a screen needs the threshold of ``recommended``."""
         return ("recommended",) if self.screened else ("recommended", "reference")
+
+    def sweep(self) -> Sweep:
+        """The grid of the stability sweep."""
+        return Sweep(betas=self.beta_grid, runs=self.stab_runs, n_samples=self.n_samples, engine=self.engine)
 
     def discovery(self, mode: Literal["reference", "recommended"] | None = None) -> Discovery:
         """How graphs are found, in ``mode`` (default: the study's)."""

@@ -76,9 +76,8 @@ def find_graph(checkpoint: Checkpoint, written: list[Path]) -> CausalGraph:
 def sweep(checkpoint: Checkpoint, graph: CausalGraph, folder: Path) -> list[Path]:
     """E2 for ``layer_name_soft``."""
     study = checkpoint.study
-    settings = stability.Sweep(betas=study.beta_grid, runs=study.stab_runs, n_samples=study.n_samples)
     runs = stability.repeat(
-        checkpoint.model, checkpoint.images(), graph, study.layer_name_soft, sweep=settings, seed=study.seed,
+        checkpoint.model, checkpoint.images(), graph, study.layer_name_soft, sweep=study.sweep(), seed=study.seed,
         progress=study.verbose,
     )  # fmt: skip
     table = stability.by_beta(runs)
@@ -98,8 +97,10 @@ def attribute(checkpoint: Checkpoint, graph: CausalGraph, folder: Path) -> list[
             written.append(path)
     else:
         maps = HeatMaps.load(path)
+        if maps.target != study.target_idx:
+            raise artifacts.ArtifactError(f"{path} is of class {maps.target}, not {study.target_idx}: set gen_attr")
     if study.vis_attr:
-        shown = {study.attribution_method: maps.combined}
+        shown = {maps.method: maps.combined}
         picture = pictures.effect_maps(maps, graph=graph) if maps.maps is not None else _grid(maps.x, shown)
         written.append(figures.save(picture, folder / f"{MAPS}.png"))
     return written

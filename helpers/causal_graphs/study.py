@@ -192,6 +192,7 @@ class Checkpoint:
             seed=self.seed,
             names=(self.study.model_name, self.study.dataset_name, "test"),
             path=path,
+            progress=self.study.verbose,
         )
 
     def options(self, mode: str) -> Discovery:

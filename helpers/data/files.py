@@ -9,6 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from filelock import FileLock
+
 from helpers import artifacts
 from helpers.archives import ArchiveError, unpack
 from helpers.config import ConfigError, suggest
@@ -20,9 +22,20 @@ DRAWN = 'the data set "ToyBirds" is drawn by the program and needs no files'
 
 def download(source: Source, folder: Path, hint: str = HINT) -> None:
     """Puts what the archive of ``source`` holds into the new ``folder``: what lies in its folder of that name, if there
-    is one. The archive is not kept. Raises `DownloadError`, also where ``folder`` is there: it is never replaced."""
+    is one. The archive is not kept. Of two processes that want it the second waits for the first. Raises
+    `DownloadError`, also where ``folder`` is there: it is never replaced."""
     if folder.exists():
         raise DownloadError(f"{folder} is there, but is not what it should be: delete or move it and run again")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock := folder.with_name(f".{folder.name}.lock")):
+        if not folder.exists():
+            try:
+                _unpack(source, folder, hint)
+            finally:
+                lock.unlink(missing_ok=True)
+
+
+def _unpack(source: Source, folder: Path, hint: str) -> None:
     archive = fetch(source, folder.with_name(PurePosixPath(urlsplit(source.url).path).name), hint=hint)
     stage = folder.with_name(f".{folder.name}.unpacked")
     shutil.rmtree(stage, ignore_errors=True)

@@ -84,7 +84,10 @@ def pixel_flipping(
     batch: int = BATCH,
 ) -> Flipping:
     """Pixels are hidden from the most to the least relevant, in ``steps`` of equal size (doi
-    10.1371/journal.pone.0130140): the mean height of the curve f(x^(0))..f(x^(S)), lower is more faithful."""
+    10.1371/journal.pone.0130140): the mean height of the curve f(x^(0))..f(x^(S)), lower is more faithful.
+    Raises ``ValueError`` without a step."""
+    if steps < 1:
+        raise ValueError(f"expected at least one step, not {steps}")
     heat = checked(x, heat)
     order = heat.flatten(1).argsort(dim=1, descending=True, stable=True)
     steps = min(steps, order.shape[1])
@@ -127,8 +130,10 @@ def faithfulness_correlation(
     """Pearson's correlation of ``sum_S heat`` and ``f(x) - f(x without S)`` over ``draws`` random sets S of pixels, a
     ``share`` of the image each (arXiv 2005.00631): [B], higher is more faithful, NaN if either never changes.
 
-    f is the logit, or the ``probability``.
+    f is the logit, or the ``probability``. Raises ``ValueError`` for a share that is none.
     """
+    if not 0 < share <= 1:
+        raise ValueError(f"expected a share of the pixels above 0 and at most 1, not {share}")
     pixels = x[0, 0].numel()
     size = max(1, round(share * pixels))
     sets = (

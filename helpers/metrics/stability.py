@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from helpers.attribution.base import hooked
 from helpers.config import ConfigError, suggest
-from helpers.metrics.base import BATCH, Explain, explained, logits, predicted, streams
+from helpers.metrics.base import BATCH, Explain, aimed, explained, logits, predicted, streams
 
 Scale = Literal["none", "max", "minmax", "zscore"]
 Noise = Callable[[torch.Size, torch.Generator], Tensor]
@@ -179,6 +179,8 @@ def relative_stability(
 
 
 def _uniform(radius: float) -> Noise:
+    if not radius > 0:
+        raise ValueError(f"expected a radius above 0, not {radius}")
     return lambda shape, stream: radius * (2 * torch.rand(shape, generator=stream) - 1)
 
 
@@ -194,7 +196,7 @@ def _neighbours(
     batch: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """A few images at a time, each before its neighbours, [b, 1 + draws, C, H, W], and the maps of them all."""
-    each = max(1, batch // (1 + draws))
+    target, each = aimed(x, target), max(1, batch // (1 + draws))
     for start in range(0, len(x), each):
         images = x[start : start + each, None]
         moves = [[noise(x.shape[1:], stream) for _ in range(draws)] for stream in streams(images, seed, name)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from helpers import artifacts, config, figures, runtime
+from helpers import config, figures, runtime
 from helpers.prototypes import examples, goldilocks
 from helpers.prototypes import study as networks
 from helpers.prototypes.evaluation import study as evaluation
@@ -16,7 +16,7 @@ from helpers.prototypes.evaluation.presets import EvaluationStudy
 from helpers.prototypes.fits import working_folder
 from helpers.prototypes.presets import PrototypesStudy
 from helpers.prototypes.study import Member, Shelf
-from helpers.shelf import shipping
+from helpers.shelf import refuse_loss, shipping
 
 SHIPPED = (examples.MAIN, "birdnet@stage2/pixpnet", "birdnet@stage4/protopnet")  # weights, of the first seed
 
@@ -33,12 +33,7 @@ def publish(
     names = [member.name for member in goldilocks.members(cuts)]
     for kind, asked in ((networks, studies), (evaluation, evaluations)):
         names += [record["name"] for study in asked for record in kind.collect(study.override(here))]
-    shipped = [name.removesuffix(".json") for name in artifacts.listed(Shelf().results) if name.endswith(".json")]
-    if lost := sorted(set(shipped) - set(names)):
-        raise artifacts.ArtifactError(
-            f"{lost[0]}{f' and {len(lost) - 1} more' if lost[1:] else ''} would be lost, which {Shelf().results} has; "
-            "name the presets of all that is shipped, and train what is missing with RETRAIN=True"
-        )
+    refuse_loss(Shelf(), names)
     made = {
         "settings": {study.preset: study.provenance() for study in [*studies, cuts]},
         "evaluation": {study.preset: study.evaluation.model_dump(mode="json") for study in evaluations},

@@ -25,7 +25,6 @@ import yaml
 
 from helpers import artifacts, config, options, training
 from helpers.config import PlainError
-from helpers.downloads import DownloadError
 from helpers.prototypes import fits, losses
 from helpers.prototypes.fits import Fit
 from helpers.prototypes.models import Network
@@ -63,7 +62,7 @@ def _run(fabric: Fabric, study: PrototypesStudy, seed: int, folder: Path | None,
             features=log_folder(study) / "features",
             progress=progress,
         )
-    except (PlainError, DownloadError):  # a network or data that there cannot be: it never began
+    except PlainError:  # a network or data that there cannot be: it never began
         if fabric.global_rank == 0 and not (resumed or any(path.is_file() for path in (folder / "work").rglob("*"))):
             shutil.rmtree(folder)
         raise

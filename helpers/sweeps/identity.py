@@ -16,7 +16,7 @@ WHERE_ONLY = frozenset({"OUT"})  # parameters that say where things go, and noth
 
 PACKAGE = "helpers"
 
-READING = ("published(", "study.larger(")
+READING = ("published(", "study.larger(", "shipped_control(")
 """Calls in notebooks that show what is shipped beside what a run trains."""
 
 

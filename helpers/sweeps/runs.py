@@ -111,9 +111,16 @@ def run(job: Job, stopped: Callable[[], bool] = lambda: False) -> dict[str, Any]
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """What is known of the run in ``folder``; None if it is not done. Raises `ArtifactError` if it is damaged."""
+    """What is known of the run in ``folder``; None if it is not done. Raises `ArtifactError` if it is damaged, or of
+    another run."""
     path = folder / "run.json"
-    return artifacts.load_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    record = artifacts.load_json(path)
+    whole = isinstance(record, dict) and {"identity", "status", "ended", "parameters"} <= set(record)
+    if not whole or record["identity"] != folder.name:
+        raise artifacts.ArtifactError(f"{path} is not the record of this run: delete it, and the run is made anew")
+    return record
 
 
 def _execute(job: Job, stopped: Callable[[], bool]) -> dict[str, Any]:

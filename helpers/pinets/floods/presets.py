@@ -21,7 +21,7 @@ class Data(Settings):
 
     name: str = Field("sen1floods11", description=f"one of {', '.join(SETS)}")
     tile: int = Field(256, ge=8, description="pixels a side of the tiles that chips are cut in")
-    tests: Several[str] = Field(("test", "bolivia"), description="splits to test on; of another data set name/split")
+    tests: Several[str] = Field(("test", "bolivia"), description="splits to test on; of another data set name:split")
     chips: int | None = Field(None, ge=2, description="chips to learn from, at most")
 
     @field_validator("name")

@@ -15,12 +15,12 @@ from helpers.pinets.floods import maps
 from helpers.pinets.floods.fits import Member, members, working_folder
 from helpers.pinets.floods.presets import FloodsStudy, published
 from helpers.pinets.floods.study import Shelf, baseline_name, baselines, collect
-from helpers.shelf import shipping
+from helpers.shelf import refuse_loss, shipping
 
 
 def publish(studies: Sequence[FloodsStudy]) -> list[str]:
     """Make the working folder's records the shipped ones; returns their names. Everything is checked before anything is
-    replaced. Raises `ArtifactError` for what is missing."""
+    replaced. Raises `ArtifactError` for what is missing, and for what is shipped and would be lost."""
     out = working_folder(studies[0])
     source, here = Shelf(out), {"retrain": False, "reevaluate": False, "out": str(out)}
     names = []
@@ -29,6 +29,7 @@ def publish(studies: Sequence[FloodsStudy]) -> list[str]:
         names += [record["name"] for record in collect(own)]
         baselines(own)
         names.append(baseline_name(own))
+    refuse_loss(Shelf(), names)
     made = {
         "settings": {study.preset: study.provenance() for study in studies},
         "environment": runtime.environment(),
