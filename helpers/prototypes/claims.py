@@ -27,7 +27,7 @@ def check_receptive_fields(ledger: Ledger, agreeing: int, rows: int, where: str)
     """``agreeing`` of the ``rows`` of the reference table."""
     ledger.check(
         "receptive-fields",
-        "the interval engine finds every map size, stride, side and mean receptive field that the original measures",
+        "the interval engine finds every map size, stride, side and mean receptive field of the reference table",
         ours=f"{agreeing} of {rows} rows",
         reference=f"{rows} rows",
         kind="released",

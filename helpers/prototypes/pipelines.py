@@ -149,7 +149,8 @@ def locate(points: Tensor, size: tuple[int, int], pipeline: Pipeline, box: Box |
 
 def locate_legacy(points: Tensor, size: tuple[int, int], pipeline: Pipeline) -> Tensor:
     """Where the original code believes them to lie, as if the picture had been squeezed to 510 x 510: x' = (x 510 / w -
-    63) 224 / 384. Off by up to 36 pixels of 224; for comparison only (spec pixpnet, section 8.4).
+    63) 224 / 384. Off by up to 36 pixels of 224 in photographs of 3 : 2, more in longer ones; for comparison only
+    (spec pixpnet, section 8.4).
 
     Raises `ConfigError` for what is cut out along boxes, of which no such formula is known.
     """

@@ -88,7 +88,7 @@ class SelfExplainingStudy(Study):
             "batch_size": 64, "batch_size_critic": 16, "n_critic_batches": 2,
             "groups": ("clean/cnn", "clean/lsx", "decoy/cnn", "decoy/lsx"), "critics": 1, "evaluated_images": 20,
         },
-        "reduced": {  # paper_fewshot in an hour and a half of two cores, for all groups and seeds
+        "reduced": {  # paper_fewshot, trained in an hour and a half of two cores, for all groups and seeds
             "training_mode": "pretrain_and_joint_and_finetuning", "few_shot_train_percent": 0.02,
             "n_epochs": 2, "n_finetuning_epochs": 20,  # of 1000 and 10,000
             "learning_rate": 0.3, "learning_rate_finetune": 0.05, "learning_rate_critic": 1.0,  # so that they suffice

@@ -119,11 +119,13 @@ def title(study: FloodsStudy) -> str:
 
 
 ORDERS = (
-    ("area-order", "PiNet, taught by areas alone, is the better at areas", "mae_percent", ("pinet", "segnet")),
-    ("iou-order", "SegNet, taught by masks, is the better at where the water is", "iou_water", ("pinet", "segnet")),
+    ("area-order", "PiNet, taught by areas alone, is the better at areas (error; published: px, ours: % of a tile)",
+     "mae_percent", ("pinet", "segnet")),
+    ("iou-order", "SegNet, taught by masks, is the better at where the water is (IoU; published: mean of tiles)",
+     "iou_water", ("pinet", "segnet")),
     ("tdr-water", "SegNet finds more of the water", "tdr_water", ("pinet", "segnet")),
     ("tdr-dry", "PiNet leaves more of the dry land alone", "tdr_dry", ("segnet", "pinet")),
-)
+)  # fmt: skip
 """Key, claim, measure, and the kind with less of it before the one with more."""
 
 
