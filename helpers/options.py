@@ -23,7 +23,6 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from helpers.config import ConfigError, PlainError, Study, literal, suggest
-from helpers.downloads import DownloadError
 
 SHORT = {"-c": "--config", "-h": "--help"}
 
@@ -36,7 +35,7 @@ def command_line(run: Callable[[list[str]], None], arguments: Sequence[str] | No
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
         run(list(sys.argv[1:] if arguments is None else arguments))
-    except (PlainError, DownloadError, FloatingPointError, ValueError) as error:
+    except (PlainError, FloatingPointError, ValueError) as error:
         logging.error("%s", error)
         return 2
     return 0
@@ -51,10 +50,12 @@ def command(words: list[str], known: Collection[str]) -> str:
     return found
 
 
-def helped(given: dict[str, Any], schema: type[Study], about: str, *, dashes: bool = False) -> bool:
-    """Whether ``given`` asks for help, which is then told: ``about``, and every setting."""
+def helped(
+    given: dict[str, Any], schema: type[Study], about: str, *, dashes: bool = False, elsewhere: Collection[str] = ()
+) -> bool:
+    """Whether ``given`` asks for help, which is then told: ``about``, and every setting but those of ``elsewhere``."""
     if asked := given.pop("help", False):
-        logging.info("%s\n%s", about, listing(schema, dashes=dashes))
+        logging.info("%s\n%s", about, listing(schema, dashes=dashes, elsewhere=elsewhere))
     return asked
 
 
@@ -70,12 +71,14 @@ def fields(schema: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
     return found
 
 
-def options(words: Sequence[str], schema: type[Study], own: Mapping[str, bool]) -> dict[str, Any]:
+def options(
+    words: Sequence[str], schema: type[Study], own: Mapping[str, bool], elsewhere: Collection[str] = ()
+) -> dict[str, Any]:
     """``["--batch-size", "32", "--lr_scheduling"]`` as ``{"batch_size": 32, "lr_scheduling": True}``; also
     ``--batch_size=32`` and several values, ``--lr_schedule 100 150``, where a setting takes them.
 
-    ``own``: options that are no settings, and whether they are on or off. Raises `ConfigError` for an option that does
-    not exist or lacks its value.
+    ``own``: options that are no settings, and whether they are on or off; ``elsewhere``: settings that a command line
+    would ignore. Raises `ConfigError` for these, and for an option that does not exist or lacks its value.
     """
     known, given, words = fields(schema), {}, list(words)
     while words:
@@ -88,6 +91,8 @@ def options(words: Sequence[str], schema: type[Study], own: Mapping[str, bool]) 
         name, negated = _name(spelt, known)
         if name not in known and name not in own:
             raise ConfigError(f"unknown option --{spelt}: {suggest(name, [*known, *own])}")
+        if name in elsewhere:
+            raise ConfigError(f"--{spelt} is of the notebook's runs: a command trains one network after the other")
         switch = own[name] if name in own else _is(known[name], bool)
         values = [text] if equals else []
         while not equals and not negated and words and not words[0].startswith("--"):
@@ -148,10 +153,12 @@ def read(path: Path, schema: type[Study], ignored: Sequence[str] = ()) -> dict[s
     return found
 
 
-def listing(schema: type[Study], *, dashes: bool = False) -> str:
-    """A line for every setting: its name, default, choices and meaning."""
+def listing(schema: type[Study], *, dashes: bool = False, elsewhere: Collection[str] = ()) -> str:
+    """A line for every setting but those of ``elsewhere``: its name, default, choices and meaning."""
     rows = []
     for name, field in fields(schema).items():
+        if name in elsewhere:
+            continue
         kinds = choices(field)
         listed = f"{', '.join(map(str, kinds))}; " if kinds else ""
         shown = name.replace("_", "-") if dashes else name

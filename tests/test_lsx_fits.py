@@ -283,9 +283,23 @@ def test_weights_that_do_not_fit_the_data_or_the_model_are_refused(whole, tmp_pa
     path = str(fits.weights_path(whole[0], Fit(STUDY, 0)))
     colours = study(dataset="colordigits", color_channels=3, model="MedNet1")
     with pytest.raises(artifacts.ArtifactError, match=r"takes images of 1 channel\(s\) and 10 classes; these have 3"):
-        weights.read(path, colours, sets(colours, 0))
+        weights.read(path, colours, sets(colours, 0), 0)
     with pytest.raises(artifacts.ArtifactError, match="holds a Net1, not a MLP: name it with --model"):
         fits.train(Fit(study(training_mode="pretrained", model_pt=path, model="MLP"), 0), tmp_path)
+
+
+def test_weights_that_may_know_the_test_images_are_told_of(tmp_path, caplog):
+    """Spec section 11: the clean images of a critic set are taken out of the test set, by the seed."""
+    clean, unconf = study(), study(dataset="colordigits-unconf")
+    for own in (clean, unconf):
+        data = sets(own, 0)
+        net = models.build("Net1", data.in_channels, 10)
+        weights.keep(tmp_path / "net.safetensors", net, data, {"seed": 0, "config": own.model_dump(mode="json")})
+        smaller = study(dataset=own.dataset, n_critic_batches=1)
+        for asked, seed, told in ((own, 0, False), (own, 1, own is unconf), (smaller, 0, own is unconf)):
+            caplog.clear()
+            weights.read(tmp_path / "net.safetensors", asked, sets(asked, seed), seed)
+            assert ("may have learned from images of this test set" in caplog.text) == told
 
 
 def test_a_pickle_is_read_as_tensors_alone(whole, tmp_path, caplog):
@@ -295,20 +309,20 @@ def test_a_pickle_is_read_as_tensors_alone(whole, tmp_path, caplog):
     renamed = {f"layers.{i}": value for i, value in enumerate(net.state_dict().values())}
     for content in (net.state_dict(), {"epoch": 3, "model_state_dict": net.state_dict()}, renamed):
         torch.save(content, tmp_path / "model.pt")
-        read = weights.read(tmp_path / "model.pt", STUDY, data)
+        read = weights.read(tmp_path / "model.pt", STUDY, data, 0)
         assert torch.equal(read(data.test_x[:4]), net(data.test_x[:4]))
     assert "taken in their order" in caplog.text
     torch.save({"epoch": 3}, tmp_path / "model.pt")
     with pytest.raises(artifacts.ArtifactError, match="holds no state of a network"):
-        weights.read(tmp_path / "model.pt", STUDY, data)
+        weights.read(tmp_path / "model.pt", STUDY, data, 0)
     torch.save(models.build("MLP", 1, 10).state_dict(), tmp_path / "model.pt")
     with pytest.raises(artifacts.ArtifactError, match="holds no weights of a"):
-        weights.read(tmp_path / "model.pt", STUDY, data)
+        weights.read(tmp_path / "model.pt", STUDY, data, 0)
     torch.save(net, tmp_path / "model.pt")
     with pytest.raises(artifacts.ArtifactError, match="cannot be read as tensors alone"):
-        weights.read(tmp_path / "model.pt", STUDY, data)
+        weights.read(tmp_path / "model.pt", STUDY, data, 0)
     with pytest.raises(artifacts.ArtifactError, match="is not there"):
-        weights.read(tmp_path / "none.pt", STUDY, data)
+        weights.read(tmp_path / "none.pt", STUDY, data, 0)
 
 
 def test_weights_must_be_named_where_a_mode_starts_from_them(tmp_path):

@@ -197,9 +197,15 @@ def test_reflecting_touches_nothing_but_its_own_critic():
     """Weights, moments and random draws of the learner, and the critic that it started from (property 9)."""
     learner = tiny("learner", dtype=torch.float32)
     optimizer = torch.optim.Adadelta(learner.parameters(), 0.1)
+    learner(images(4, dtype=torch.float32)[0]).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    moments = [copy.deepcopy(own) for own in optimizer.state.values()]
     before, drawn, held = copy.deepcopy(learner.state_dict()), torch.get_rng_state(), critique()
     gradients, losses = held.feedback(learner, 0)
-    assert same(learner, before) and not optimizer.state and torch.equal(torch.get_rng_state(), drawn)
+    assert same(learner, before) and torch.equal(torch.get_rng_state(), drawn)
+    after = optimizer.state.values()
+    assert moments and all(torch.equal(a[n], b[n]) for a, b in zip(moments, after, strict=True) for n in a)
     assert all(parameter.grad is None for parameter in learner.parameters())
     assert abs(float(losses[0]) - math.log(10)) < 0.1
 
@@ -394,10 +400,25 @@ def test_targets_are_met_by_the_weights_that_made_them(mode):
     for rows in order.split(4):
         losses = lsx.finetune_loss(learner, x[rows], y[rows], wanted[rows], options, weight=3.0)
         assert losses.explanation.item() < 1e-20
+    for wrong in (torch.arange(5), torch.zeros(10, dtype=torch.long)):
+        with pytest.raises(ValueError, match="order must name each of 10 images once"):
+            lsx.targets(learner, x, y, options, 4, wrong)
     if mode == "input_x_gradient":
         other = lsx.finetune_loss(tiny("other"), x, y, wanted, options, weight=3.0)
         assert other.explanation.item() > 1e-6
         assert torch.equal(other.total, other.classification + 3 * other.explanation)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(784), nn.Dropout1d(0.5), nn.AlphaDropout(0.5)])
+def test_the_classification_is_of_a_net_in_training_mode_whatever_its_layers(layer):
+    (x, y), options = images(12, dtype=torch.float32), Explanation()
+    with runtime.seeded(0, "head"):
+        learner = nn.Sequential(nn.Flatten(), copy.deepcopy(layer), nn.Linear(784, 10), nn.LogSoftmax(1)).train()
+    with runtime.seeded(0, "masks"):
+        plain = lsx.finetune_loss(learner, x, y, torch.zeros_like(x), options, weight=0.0).classification
+    with runtime.seeded(0, "masks"):
+        other = lsx.finetune_loss(learner, x, y, torch.zeros_like(x), options, weight=1e-9).classification
+    torch.testing.assert_close(other, plain)
 
 
 def test_finetuning_comes_closer_to_the_targets_and_leaves_them_alone():

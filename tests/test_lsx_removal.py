@@ -1,5 +1,7 @@
 """Removal on a task whose one relevant patch is known, against loops written out, and where nothing must happen."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -245,6 +247,10 @@ def test_maps_that_are_none_are_refused(task, oracle):
             call(oracle.index_fill(0, torch.tensor([3]), torch.nan))
         with pytest.raises(ValueError, match="expected x"):
             call(oracle[:5])
+    for call in (partial(by_value, net, x, y), partial(by_area, net, x, y), partial(by_rank, net, x)):
+        for percents in ((200,), (10, -5)):
+            with pytest.raises(ConfigError, match="percents must be between 0 and 100"):
+                call(oracle, percents=percents)
     with pytest.raises(ConfigError, match="unknown fill 'medium': did you mean median"):
         by_area(net, x, y, oracle, fill="medium")
     assert set(removal.FILLS) == {"median", "mean", "min", "zero"}

@@ -16,7 +16,7 @@ import yaml
 from helpers import artifacts, options
 from helpers.config import ConfigError
 from helpers.prototypes import course, runs
-from helpers.prototypes.__main__ import OWN, main, resolve
+from helpers.prototypes.__main__ import NOTEBOOKS, OWN, main, resolve
 from helpers.prototypes.presets import PrototypesStudy
 
 ROOT = Path(__file__).parents[1]
@@ -110,6 +110,7 @@ optimizer: {lr: 1e-3, lr-schedule: [5, 6], freeze_epochs: null}
     ("--model.readout-type proto --model.no-class-specific", "model.readout_type: needs class_specific prototypes"),
     ("--model.prototype-kernel-size 2", "kernel_size: must be 1: receptive fields are those of single cells (got 2)"),
     ("--resume none", "config.yaml cannot be read"),
+    ("--groups birdnet@stage4/protopnet", "--groups is of the notebook's runs"),
     ("--resume none --seed 4", "--resume takes the settings of the run, not --seed"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(words, said, told, tmp_path, monkeypatch):
@@ -136,8 +137,9 @@ def test_a_mistake_in_a_file_is_told_with_the_near_misses(text, said, tmp_path):
 def test_help_lists_every_option_with_default_choices_and_meaning(told):
     assert main(["-h"]) == 0
     (text,) = told()
-    names = options.fields(PrototypesStudy)
+    names = options.fields(PrototypesStudy).keys() - set(NOTEBOOKS)
     assert len(names) > 60 and all(f"--{name.replace('_', '-')} (" in text for name in names)
+    assert not any(f"--{name} (" in text for name in NOTEBOOKS)
     assert "--model.distance ('cosine') cosine, l2" in text and "share of the training set watched" in text
 
 

@@ -382,6 +382,8 @@ def test_settings_that_cannot_be_are_refused(wrong, message):
 @pytest.mark.parametrize("wrong, message", [
     ({"without": {"tial"}}, "no 'tial': did you mean tail"), ({"without": "ears"}, "no 'ears'.*beak.*wing"),
     ({"change": {"horn": "red"}}, "no 'horn'"), ({"change": {"beak": "hokked"}}, "did you mean hooked"),
+    ({"change": {"beak": "cone hooked"}}, "two of a kind"), ({"change": {"beak": "red blue"}}, "two of a kind"),
+    ({"change": {"beak": " "}}, "nothing is said of the beak"),
     ({"change": {"tail": "green"}}, "cannot be 'green'"), ({"change": {"eye": "blue"}}, "dot, ringed"),
     ({"background": "night"}, "'clear', other birds"), ({"background": torch.zeros(3, 9, 9)}, "does not fit"),
     ({"size": 16}, "size.*32"),

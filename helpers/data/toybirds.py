@@ -242,17 +242,22 @@ def codes(classes: int = 20) -> np.ndarray:
 
 
 def read_code(part: str, words: str) -> tuple[int | None, int | None]:
-    """``"hooked red"`` of a beak as indices into `SHAPES` and `COLOURS`; None for what is not said."""
+    """``"hooked red"`` of a beak as indices into `SHAPES` and `COLOURS`; None for what is not said. Raises
+    `ConfigError` for what a part cannot be, and unless it is said once."""
     _check_part(part)
     shape = colour = None
+    if not words.split():
+        raise ConfigError(f"nothing is said of the {part}")
     known = [*SHAPES[part], *([] if part == "eye" else COLOURS)]
     for word in words.split():
         if word not in known:
             raise ConfigError(f"the {part} cannot be {word!r}: {suggest(word, known)}")
         if word in SHAPES[part]:
-            shape = SHAPES[part].index(word)
+            again, shape = shape, SHAPES[part].index(word)
         else:
-            colour = list(COLOURS).index(word)
+            again, colour = colour, list(COLOURS).index(word)
+        if again is not None:
+            raise ConfigError(f"the {part} cannot be {words!r}: that is two of a kind")
     return shape, colour
 
 

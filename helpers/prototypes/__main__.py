@@ -4,10 +4,10 @@
     python -m helpers.prototypes --resume FOLDER
     python -m helpers.prototypes goldilocks -h
 
-Every setting of `PrototypesStudy` is an option under its dotted name, with dashes or underscores; one that is on or off
-needs no value, and "no-" before its last name switches it off. -c, --config FILE is YAML with the same names, nested by
-section. Options win over the file, the file over --preset NAME, that over defaults. One seed is run unless --seeds says
-more. --resume FOLDER goes on with a run that was cut off.
+Every setting of `PrototypesStudy` but those of the notebook's runs is an option under its dotted name, with dashes or
+underscores; one that is on or off needs no value, and "no-" before its last name switches it off. -c, --config FILE is
+YAML with the same names, nested by section. Options win over the file, the file over --preset NAME, that over defaults.
+One seed is run unless --seeds says more. --resume FOLDER goes on with a run that was cut off.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from helpers.prototypes.presets import PrototypesStudy
 COMMANDS = ("train", "goldilocks")  # the first one may go without saying
 OWN = {"config": False, "resume": False, "help": True}  # options that are no settings; True: on or off
 
+NOTEBOOKS = ("groups", "workers", "retrain", "reevaluate")  # settings that nothing here would heed
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
@@ -34,8 +36,8 @@ def _run(words: list[str]) -> None:
 
         goldilocks.command(words)
         return
-    given = options.options(words, PrototypesStudy, OWN)
-    if not options.helped(given, PrototypesStudy, __doc__, dashes=True):
+    given = options.options(words, PrototypesStudy, OWN, NOTEBOOKS)
+    if not options.helped(given, PrototypesStudy, __doc__, dashes=True, elsewhere=NOTEBOOKS):
         train(given)
 
 

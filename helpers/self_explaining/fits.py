@@ -224,7 +224,7 @@ def first_net(fit: Fit, data: Sets) -> Net:
     study, net = fit.settings, initialise(fit, data)
     if study.training_mode not in NEEDS_MODEL:
         return net
-    loaded = weights.read(study.model_pt, study, data)
+    loaded = weights.read(study.model_pt, study, data, fit.seed)
     fresh = study.training_mode == "finetuning" and study.finetune_init == "scratch"
     if not fresh and type(loaded) is not type(net):
         held, wanted = type(loaded).__name__, type(net).__name__

@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import grad
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from helpers import runtime
 from helpers.attribution.base import hooked
@@ -34,6 +36,8 @@ from helpers.self_explaining.feedback import Gradients, Way, feedback
 from helpers.self_explaining.presets import Explanation, SelfExplainingStudy
 from helpers.self_explaining.sets import Sets
 from helpers.self_explaining.together import Together
+
+BY_MODE = (_DropoutNd, _NormBase)  # layers that do something else in training than in eval mode
 
 __all__ = [
     "Critique", "Losses", "Reflection", "critique", "feedback", "finetune_loss", "fresh_critic", "joint_step", "order",
@@ -168,8 +172,10 @@ def targets(
 ) -> Tensor:
     """The explanations [n, C, H, W] of all images ``x`` for the labels ``y``, detached: what finetuning wants of the
     fresh learner (spec 4.3, item 1). ``order`` int64 [n] (None: as they are) says who is in a batch of ``batch_size``
-    with whom, on which the norm ``batch`` depends; the maps lie in the order of x."""
+    with whom, on which the norm ``batch`` depends; the maps lie in the order of x. ``ValueError`` for another order."""
     order = torch.arange(len(x)) if order is None else order
+    if not torch.equal(order.sort().values.cpu(), torch.arange(len(x))):
+        raise ValueError(f"order must name each of {len(x)} images once")
     maps = torch.empty_like(x)
     for rows in order.to(x.device).split(batch_size):
         with fast():
@@ -198,8 +204,8 @@ def finetune_loss(
     if weight:
         with fast(), hooked([learner], lambda module, args, output: outputs.append(output)):
             explanation = _mse(explain(learner, x, y, options, graph=True, batches=nets), wanted, nets)
-    dropout = any(isinstance(module, nn.Dropout) for module in learner.modules())  # explanations do without
-    shared = outputs and options.mode in ("input_x_gradient", "gradcam") and not dropout
+    alike = not any(isinstance(module, BY_MODE) for module in learner.modules())  # explanations are of eval mode
+    shared = outputs and options.mode in ("input_x_gradient", "gradcam") and alike
     classification = nll(outputs[0] if shared else learner(x), y, class_weights, nets)
     if not weight:
         return Losses(classification, classification, None)

@@ -104,13 +104,13 @@ def evaluate(study: SelfExplainingStudy) -> pd.DataFrame:
     if not study.model_pt:
         raise ConfigError("evaluate needs --model_pt FILE (MODEL_PT): the weights that are evaluated")
     data = _data(study, study.first_seed)
-    encoder = weights.read(study.misc_model_pt, study, data) if study.misc_model_pt else None
+    encoder = weights.read(study.misc_model_pt, study, data, study.first_seed) if study.misc_model_pt else None
     if encoder is None:
         log.warning("without --misc_model_pt, the encoder, there is no explanation similarity")
     parts = []
     for role, path in (("learner", study.model_pt), ("baseline", study.vanilla_model_pt)):
         if path:
-            records = _evaluated(study, weights.read(path, study, data), encoder, data)
+            records = _evaluated(study, weights.read(path, study, data, study.first_seed), encoder, data)
             parts.append(pd.DataFrame(records).assign(role=role, model_pt=path, seed=study.first_seed))
     table = pd.concat(parts, ignore_index=True)
     files = (study.model_pt, study.vanilla_model_pt, study.misc_model_pt)
@@ -132,7 +132,7 @@ def _data(study: SelfExplainingStudy, seed: int) -> Sets:
 
 def _loaded(study: SelfExplainingStudy, seed: int) -> tuple[Net, Sets]:
     data = _data(study, seed)
-    return weights.read(study.model_pt, study, data), data
+    return weights.read(study.model_pt, study, data, seed), data
 
 
 def _maps(study: SelfExplainingStudy, net: Net, data: Sets) -> torch.Tensor:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
@@ -126,7 +127,7 @@ def run(
     logs = [Log(one, phase.name) for one in logs or [folder]]
     started, saved = time.monotonic() - standing.seconds, time.monotonic()
     total, first = phase.epochs * phase.steps_per_epoch, _step(phase, standing)
-    dropout = any(isinstance(module, nn.Dropout) for module in net.modules())
+    dropout = any(isinstance(module, _DropoutNd) for module in net.modules())
 
     net.train()
     watcher.begin(first, net)

@@ -60,7 +60,7 @@ def by_value(
 
     Of a peaked map much less than k is above ``1 - k``: `by_area` compares equal numbers of pixels.
     """
-    heat, percents = checked(x, heat), tuple(percents)
+    heat, percents = checked(x, heat), _shares(percents)
     shifted = heat - heat.amin((1, 2), keepdim=True)
     s = shifted / (shifted.amax((1, 2), keepdim=True) + MARGIN)
 
@@ -85,7 +85,7 @@ def by_area(
 
     Equal pixels, as the zeros of a clipped map, are in an order drawn from the stream ``removal/ties`` of ``seed``.
     """
-    percents = tuple(percents)
+    percents = _shares(percents)
     return _accuracies(net, x, y, _highest(ranks(x, heat, seed), percents), percents, fill)
 
 
@@ -116,7 +116,7 @@ def by_rank(
     A row for each of `METRICS` and each k: metric, percent (100 k), replaced (percent of the pixels) and fall. Equal
     pixels are ordered as in `by_area`. Comprehensiveness is better higher, sufficiency lower.
     """
-    percents = tuple(percents)
+    percents = _shares(percents)
     masks = _highest(ranks(x, heat, seed), percents)
     probability, replaced = _probabilities(net, x, filled(x, 0.0), masks)
     return _table(percents, replaced, "fall", (probability[0] - probability[1:]).mean(1))
@@ -155,6 +155,13 @@ def ranks(x: Tensor, heat: Tensor, seed: int) -> Tensor:
     shuffled = torch.rand(flat.shape, generator=runtime.generator(seed, "removal", "ties")).argsort(1)
     order = shuffled.gather(1, flat.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))
     return order.argsort(1).view(heat.shape)
+
+
+def _shares(percents: Iterable[float]) -> tuple[float, ...]:
+    percents = tuple(percents)
+    if not all(0 <= percent <= 100 for percent in percents):
+        raise ConfigError(f"percents must be between 0 and 100, not {percents}")
+    return percents
 
 
 def _highest(rank: Tensor, percents: tuple[float, ...]) -> Masks:

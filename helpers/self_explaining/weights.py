@@ -70,9 +70,10 @@ def load(path: Path, wanted: Mapping[str, Any] | None = None) -> tuple[Net, dict
     return net.eval(), metadata
 
 
-def read(path: str | Path, study: SelfExplainingStudy, data: Sets) -> Net:
-    """The network of a ``--..._pt`` option, in eval mode, where ``data`` are: a file of this study, whatever network it
-    holds, or a ``.pt`` file with the weights of the study's learner. Relative to the working directory.
+def read(path: str | Path, study: SelfExplainingStudy, data: Sets, seed: int) -> Net:
+    """The network of a ``--..._pt`` option, in eval mode, where ``data`` (of ``seed``) are: a file of this study,
+    whatever network it holds, or a ``.pt`` file with the weights of the study's learner. Relative to the working
+    directory. Warns of other data, and where a file may have learned from images of this test set.
 
     Raises `ArtifactError` as `load` does, and for networks that do not fit the data.
     """
@@ -84,6 +85,11 @@ def read(path: str | Path, study: SelfExplainingStudy, data: Sets) -> Net:
     net, metadata = load(path)
     if (trained_on := metadata.get("config", {}).get("dataset", study.dataset)) != study.dataset:
         log.warning("%s was trained on %s, not on %s", path, trained_on, study.dataset)
+    trained = metadata.get("config", {}) | {"seed": metadata.get("seed", seed)}
+    wanted = {"seed": seed, "n_critic_batches": study.n_critic_batches, "batch_size_critic": study.batch_size_critic}
+    other = [name for name, value in wanted.items() if trained.get(name, value) != value]
+    if other and study.dataset.endswith("-unconf"):  # clean images are taken out of the test set by these
+        log.warning("%s has another %s: it may have learned from images of this test set", path, " and ".join(other))
     held, needed = (metadata["in_channels"], len(metadata["classes"])), (data.in_channels, data.n_classes)
     if held != needed:
         raise ArtifactError(
