@@ -331,6 +331,38 @@ def test_what_is_better_lower_is_judged_so():
     assert verdicts(claims.check_consolidation, table)["iies-batch-true"] == "not verified"
 
 
+@pytest.mark.parametrize("how", ["value", "area", "rank"])
+def test_comprehensive_is_higher_and_sufficient_lower(how):
+    for metric, best in (("comprehensiveness", 0.9), ("sufficiency", 0.1)):
+        for ours, verdict in ((best, "reproduced"), (1 - best, "differs")):
+            found = verdicts(claims.check_faithfulness, judged([[ours] * 5, [0.5] * 5], metric=f"{metric}_{how}"))
+            assert found.pop(f"{metric}-{how}") == verdict and set(found.values()) == {"not verified"}
+
+
+@pytest.mark.parametrize("condition", ["decoy", "color", "decoy-unconf", "color-unconf"])
+def test_a_shortcut_is_seen_through_by_five_points_unless_clean_images_help(condition):
+    enough = "reproduced" if "unconf" in condition else "differs"
+    for gain, verdict in ((6, "reproduced"), (4, enough), (-1, "differs")):
+        found = verdicts(claims.check_shortcuts, judged([[80 + gain] * 5, [80] * 5], condition=condition))
+        assert found.pop(f"shortcut-{condition}") == verdict and set(found.values()) == {"not verified"}
+
+
+def test_less_of_an_explanation_on_the_decoy_is_better():
+    for condition in ("decoy", "decoy-unconf"):
+        for ours, verdict in ((0.01, "reproduced"), (0.2, "differs")):
+            table = judged([[ours] * 5, [0.1] * 5], metric="decoy_mass", condition=condition)
+            assert verdicts(claims.check_shortcuts, table)[f"mass-{condition}"] == verdict
+
+
+@pytest.mark.parametrize(("check", "key", "metric", "better", "worse"), [
+    (claims.check_accuracy, "gain-control", "accuracy", 81, 80),
+    (claims.check_critics, "critic-control", "critic_loss", 1.5, 1.6),
+])  # fmt: skip
+def test_the_control_is_the_kind_without_feedback(check, key, metric, better, worse):
+    for ours, other, verdict in ((better, worse, "holds"), (worse, better, "fails")):
+        assert verdicts(check, judged([[ours] * 5, [other] * 5], ("lsx", "no-feedback"), metric))[key] == verdict
+
+
 def test_critics_that_guess_are_told_from_those_that_learn():
     chance = float(np.log(10))
     table = judged([[chance] * 5, [chance + 0.01] * 5], metric="critic_loss", norm="batch")

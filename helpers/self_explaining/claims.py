@@ -107,11 +107,15 @@ def check_consolidation(ledger: Ledger, frame: pd.DataFrame, where: str) -> None
 
 
 def check_faithfulness(ledger: Ledger, frame: pd.DataFrame, where: str) -> None:
-    for how, name in (("value", "as published, by value"), ("area", "equal numbers of pixels")):
+    for how, name, unit in (
+        ("value", "as published, by value", "points"),
+        ("area", "equal numbers of pixels", "points"),
+        ("rank", "the original's second version, by rank (found afterwards)", ""),
+    ):
         for metric in ("comprehensiveness", "sufficiency"):
             found = differences(frame, f"{metric}_{how}", "lsx", "cnn", norm="sample")
             _paired(ledger, f"{metric}-{how}", f"explanations of CNN-LSX are more faithful: {metric}, {name}", found,
-                    f"{metric}_{how}", where, reference="more faithful", unit="points")  # fmt: skip
+                    f"{metric}_{how}", where, reference="more faithful", unit=unit)  # fmt: skip
 
 
 def trained_on(study: SelfExplainingStudy) -> str:
