@@ -325,6 +325,22 @@ def test_the_report_is_what_counting_pixels_gives(classes):
         assert found[f"released_iou_{name}"] == pytest.approx(np.mean(per_tile))
 
 
+def test_validation_measures_the_tiles_that_it_is_given_and_no_others(monkeypatch):
+    scores, masks = example((0, 1), n=5, side=6)
+    rows = torch.tensor([4, 1, 3])
+    monkeypatch.setattr(evaluate, "CHUNK", 2)
+    monkeypatch.setattr(evaluate, "maps", lambda model, data, device, rows: (scores[part] for part in rows.split(2)))
+    found = evaluate.Validation(SimpleNamespace(masks=masks), rows, (0, 1), torch.device("cpu"))(None)
+    assert found["water_iou"] == pytest.approx(evaluate.report([scores[rows]], masks[rows], (0, 1))["iou_water"])
+    errors, rates = [], []
+    for own, mask in zip(scores[rows].double(), masks[rows], strict=True):
+        known, truth = mask >= 0, [mask == 0, mask == 1]
+        errors += [abs(float((own[k] * known).sum() - truth[k].sum())) for k in (0, 1)]
+        rates += [float((own[k] * truth[k]).sum() / (truth[k].sum() + losses.EPSILON)) for k in (0, 1)]
+    assert found["area_error"] == pytest.approx(np.mean(errors), rel=1e-5)
+    assert found["soft_tdr"] == pytest.approx(np.mean(rates), rel=1e-5)
+
+
 def test_a_tile_without_data_or_water_leaves_every_measure_a_number_or_nan():
     scores = torch.full((2, 2, 4, 4), 0.5)
     found = evaluate.report([scores], torch.full((2, 4, 4), -1, dtype=torch.int8), (0, 1))

@@ -81,7 +81,7 @@ class Train(Settings):
     gradient_clip_norm: float | None = Field(None, gt=0)
     stochastic_weight_averaging: bool = Field(False, description="average the weights of the last quarter of epochs")
     val_every_n_epoch: int | None = Field(None, ge=1, description="default: max(1, round(epochs / 50))")
-    hparam_tune: bool = Field(False, description="take the largest batch size, a power of two, that fits in memory")
+    hparam_tune: bool = Field(False, description="command line: take the largest batch size, a power of two, that fits")
     push_prototypes: bool = Field(True, description="project prototypes onto training patches")
     push_every: int = Field(4, ge=1, description="epochs; also after the first and the last one")
     push_assignment: Assignment = Field("greedy", description="legacy: the original's, batch by batch")
@@ -190,7 +190,7 @@ class PrototypesStudy(Study):
     profile: bool = Field(False, description="write a profile of one training epoch")
     profiler: Literal["simple", "pytorch"] = "simple"
     debug: bool = Field(False, description="three batches of each split, and a search for what is not finite")
-    tb_logging: bool = Field(False, description="TensorBoard histograms of outputs, add-on layers and prototypes")
+    tb_logging: bool = Field(False, description="command line: TensorBoard histograms of outputs, add-ons and prototypes")
 
     dataset: Dataset = Dataset()
     model: Model = Model()
