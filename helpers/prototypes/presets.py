@@ -190,7 +190,7 @@ class PrototypesStudy(Study):
     profile: bool = Field(False, description="write a profile of one training epoch")
     profiler: Literal["simple", "pytorch"] = "simple"
     debug: bool = Field(False, description="three batches of each split, and a search for what is not finite")
-    tb_logging: bool = Field(False, description="command line: TensorBoard histograms of outputs, add-ons and prototypes")
+    tb_logging: bool = Field(False, description="command line: TensorBoard histograms of outputs and prototypes")
 
     dataset: Dataset = Dataset()
     model: Model = Model()
