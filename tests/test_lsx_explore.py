@@ -14,12 +14,12 @@ from helpers import runtime, widgets
 from helpers.config import ConfigError
 from helpers.data import decoys
 from helpers.data.images import Preprocess
-from helpers.self_explaining import evaluate, models, removal, views
+from helpers.self_explaining import evaluate, examples, models, removal, views
 from helpers.self_explaining.controls import THUMBNAILS
 from helpers.self_explaining.explanations import explain
 from helpers.self_explaining.explore import Explorer
 from helpers.self_explaining.models import MLP, Net1
-from helpers.self_explaining.presets import Explanation
+from helpers.self_explaining.presets import Explanation, SelfExplainingStudy
 from helpers.self_explaining.sets import source_images
 from helpers.self_explaining.views import CORNERS, Decoy, Lab
 
@@ -207,6 +207,17 @@ def test_a_critic_that_learns_no_number_is_said(explorer, monkeypatch):
     explorer.controls.ask.click()
     assert "the loss of the critic of CNN is not finite" in explorer.message.value
     assert explorer.curves == {} and not explorer.controls.ask.disabled
+
+
+def test_the_critic_is_the_studys(nets, images):
+    study = SelfExplainingStudy(model="Net1-MLP", learning_rate_critic=0.7)
+    explorer = Explorer(nets, images[:64], **examples.explaining(study))
+    key = explorer.keys[0]
+    expected = evaluate.critic_curve(
+        explorer.lab.nets[key], explorer.lab.critic_set, study.explanation.override({"norm": "sample"}), "true",
+        "MLP", 0.7, critics=1, seed=0,
+    )  # fmt: skip
+    assert explorer.lab.learn(key, "sample", "true").tolist() == expected.tolist()
 
 
 def test_a_few_images_are_a_small_critic_set(nets, images):

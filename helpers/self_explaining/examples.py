@@ -10,7 +10,7 @@ from torch import Tensor
 
 from helpers.artifacts import ArtifactError
 from helpers.data.images import Images
-from helpers.self_explaining import figures
+from helpers.self_explaining import figures, models
 from helpers.self_explaining.evaluate import explanations
 from helpers.self_explaining.models import Net
 from helpers.self_explaining.presets import SelfExplainingStudy
@@ -29,6 +29,12 @@ def demonstration(study: SelfExplainingStudy) -> SelfExplainingStudy:
     if parts(study.dataset)[1] != "mnist":
         return study
     return study.override({"dataset": "digits", "few_shot_train_percent": 1.0, "groups": SHOWN_GROUPS, "seeds": 1})
+
+
+def explaining(study: SelfExplainingStudy) -> dict[str, Any]:
+    """How the study's networks explain, and which critic reads it: keyword arguments of the explorer."""
+    rate = study.learning_rate_critic
+    return {"options": study.explanation, "critic": models.pair(study.model)[1], "learning_rate_critic": rate}
 
 
 def shown_images(study: SelfExplainingStudy) -> Images:

@@ -54,10 +54,18 @@ class State(Settings):
 
 class Explorer(widgets.Explorer[State]):
     """See the module. ``nets`` by what they were trained on, then by how they learned; ``options``: how they explain,
-    but for the norm, which is the state's. Raises `ConfigError` as `views.Lab` does."""
+    but for the norm, which is the state's; ``critic``: the network that learns from that, at ``learning_rate_critic``.
+    Raises `ConfigError` as `views.Lab` does."""
 
-    def __init__(self, nets: Mapping[str, Mapping[str, nn.Module]], images: Images, options: Explanation | None = None):
-        self.lab = Lab(nets, images, options or Explanation())
+    def __init__(
+        self,
+        nets: Mapping[str, Mapping[str, nn.Module]],
+        images: Images,
+        options: Explanation | None = None,
+        critic: str = "Net1",
+        learning_rate_critic: float = 0.2,
+    ):
+        self.lab = Lab(nets, images, options or Explanation(), critic, learning_rate_critic)
         self.looks: dict[str, Look] = {}
         digit, rows = next(iter(self.lab.rows.items()))
         super().__init__(State(trained=self.lab.trained[0], digit=digit, image=rows[0]))

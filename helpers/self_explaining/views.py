@@ -34,7 +34,7 @@ CORNERS: tuple[Corner, ...] = ("upper left", "upper right", "lower left", "lower
 
 BATCH = 128  # images whose maximum divides a map under the norm `batch`, as in the tests of the study
 AT_ONCE = 64  # of them: what stays in a core's cache
-N_CRITIC, CRITIC_BATCH = 18, 32  # batches of a critic and images in each, those of the study's few-shot runs
+N_CRITIC, CRITIC_BATCH = 18, 32  # batches of a critic and images in each: a pass takes seconds
 SEED = 0  # of the critic and its set, and of the order of equal pixels
 CACHED = 512  # attributions and predictions of single images; as many attributions as all decoys of a dozen images
 TINT = (38, 50, 72)  # of removed pixels: the background would pass for what the image shows there
@@ -93,13 +93,20 @@ class Lab:
     Raises `ConfigError` without a net or an image, and for nets that do not take these images or know other classes.
     """
 
-    def __init__(self, nets: Mapping[str, Mapping[str, nn.Module]], images: Images, options: Explanation):
+    def __init__(
+        self,
+        nets: Mapping[str, Mapping[str, nn.Module]],
+        images: Images,
+        options: Explanation,
+        critic: str = "Net1",
+        learning_rate_critic: float = 0.2,
+    ):
         if not nets or not all(nets.values()):
             raise ConfigError("there is no net to explore")
         if not len(images):
             raise ConfigError("there is no image to explain")
         self.nets = {(trained, name): net for trained, named in nets.items() for name, net in named.items()}
-        self.images, self.options = images, options
+        self.images, self.options, self.critic = images, options, (critic, learning_rate_critic)
         labels = images.y.tolist()
         self.rows = {k: tuple(i for i, y in enumerate(labels) if y == k) for k in sorted(set(labels))}
         self.critic_losses: dict[tuple[Key, Norm, Label], np.ndarray] = {}
@@ -203,7 +210,7 @@ class Lab:
         mark, net = (key, norm, label), self.nets[key]
         if mark not in self.critic_losses:
             data, options = self.critic_set.to(_device(net)), self.options.override({"norm": norm})
-            losses = evaluate.critic_curve(net, data, options, label, critics=1, seed=SEED).numpy()
+            losses = evaluate.critic_curve(net, data, options, label, *self.critic, critics=1, seed=SEED).numpy()
             if not np.isfinite(losses).all():
                 raise ValueError(f"the loss of the critic of {key[1]} is not finite")
             self.critic_losses[mark] = losses
