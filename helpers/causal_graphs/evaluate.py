@@ -177,7 +177,7 @@ def effect_mprt(
 def _again(graph: CausalGraph, layer: Layer, samples: Samples) -> dict[str, Any]:
     """What the cuts of a layer do to another network, beside what they did to the graph's."""
     link = samples.network.link(layer.layer)
-    kind = Intervention(**graph.intervention) if layer.u is None else Intervention(amount=layer.u)
+    kind = Intervention.noted(graph.intervention, layer.u)
     cuts = single_cuts(layer.tested, layer.measured_effects)
     logits = cut_logits(samples, link, cuts, kind, seed=graph.seed)
     now = describe(measure(samples.logits, logits, graph.target, graph.effect, graph.other))

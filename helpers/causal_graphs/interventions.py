@@ -6,7 +6,8 @@ weights, ``kernel``, on lower nodes that hold ``a``. Engines need nothing else.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -27,6 +28,11 @@ class Intervention(Settings):
 
     kind: Literal["value", "scale", "additive", "mean", "resample"] = "value"
     amount: float = Field(0.0, description="u, lambda or sigma; mean and resample have none")
+
+    @classmethod
+    def noted(cls, facts: Mapping[str, Any], u: float | None) -> Intervention:
+        """What a graph notes (`discover.intervention_facts`), in a layer for which the soft value ``u`` was drawn."""
+        return cls(amount=u) if "soft" in facts else cls(**facts)
 
     @property
     def edits_weights(self) -> bool:

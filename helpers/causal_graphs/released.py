@@ -27,16 +27,3 @@ JACCARD: Final = {
     0.50: 0.01,
 }  # fmt: skip
 """The same: mean pairwise Jaccard index, two empty sets counting 0."""
-
-LIPSCHITZ: Final = {
-    "causal graph": (0.287, 0.079),
-    "integrated_gradients": (1.668, 0.182),
-    "gradient_shap": (1.950, 0.189),
-    "input_x_gradient": (1.965, 0.223),
-    "saliency": (3.362, 0.693),
-}
-"""Mean and sd over 100 images. Not on one scale: causal maps were divided by their maximum, the others were not, and a
-running maximum was kept across images (sections 6.1 and 7.3)."""
-
-IROF: Final = 0.68
-"""Of the causal maps, as our normalised area over the curve; no baseline was stored (section 7.4)."""

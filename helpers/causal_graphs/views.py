@@ -74,7 +74,8 @@ class Opened:
         """``node`` of the layer's source space, cut from all effects that it was cut from in the walk."""
         link = self.network.link(layer.layer)
         cuts = [Cut((node,), layer.measured_effects)]
-        logits = cut_logits(self.samples, link, cuts, intervention(self.graph, layer), seed=self.graph.seed)
+        kind = Intervention.noted(self.graph.intervention, layer.u)
+        logits = cut_logits(self.samples, link, cuts, kind, seed=self.graph.seed)
         d = measure(self.samples.logits, logits, self.graph.target, self.graph.effect, self.graph.other).d[0].numpy()
         heat, caption = self.heat(layer, node, image)
         y = float(self.y[image])
@@ -209,13 +210,6 @@ def strongest(layer: Layer) -> int:
     """The cause with the largest effect; without a cause, any node with it."""
     order = by_effect(layer)
     return next((node for node in order if node in layer.causes), order[0])
-
-
-def intervention(graph: CausalGraph, layer: Layer) -> Intervention:
-    """What was put in the place of the layer's edges."""
-    if "soft" in graph.intervention:
-        return Intervention(amount=layer.u)
-    return Intervention(**graph.intervention)
 
 
 def shown_map(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:

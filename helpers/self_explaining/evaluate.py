@@ -97,7 +97,7 @@ def evaluate(
 
     Raises ``ValueError`` for explanations that are not finite, `ConfigError` for a label that is none of `LABELS`.
     """
-    data, few = sets.to(_device(net)), slice(images)
+    data, few = sets.to(device_of(net)), slice(images)
     x, y = data.test_x, data.test_y
     predicted, controls = predictions(net, x), _controls(net, x[few], y[few], seed)
     always = {"accuracy": _hits(predicted, y)}
@@ -232,7 +232,7 @@ def _critics(
     """Fresh critics, and what becomes of each in one pass over the ``maps`` of the critic set."""
     n = len(sets.critic_x)
     for step in range(critics):
-        fresh = lsx.fresh_critic(critic, sets.in_channels, sets.n_classes, seed, step, _device(net))
+        fresh = lsx.fresh_critic(critic, sets.in_channels, sets.n_classes, seed, step, device_of(net))
         with runtime.seeded(seed, "critic", step, "dropout"):
             yield (
                 fresh,
@@ -290,5 +290,6 @@ def _labels(label: Label, y: Tensor, predicted: Callable[[], Tensor]) -> Tensor:
     return y if label == "true" else predicted()
 
 
-def _device(net: nn.Module) -> torch.device:
+def device_of(net: nn.Module) -> torch.device:
+    """Where the weights of ``net`` are."""
     return next(net.parameters()).device

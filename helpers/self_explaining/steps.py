@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from helpers import runtime
 from helpers.self_explaining import lsx
+from helpers.self_explaining.critics import EPS, RHO
 from helpers.self_explaining.models import Net
 from helpers.self_explaining.phases import Revise, Watcher
 from helpers.self_explaining.presets import SelfExplainingStudy
@@ -23,7 +24,7 @@ def make_optimizer(study: SelfExplainingStudy, net: nn.Module, rate: float) -> O
     """Adadelta (rho 0.9, eps 1e-6) or Adam, of the learner."""
     if study.optimizer == "adam":
         return torch.optim.Adam(net.parameters(), rate, foreach=True)
-    return torch.optim.Adadelta(net.parameters(), rate, rho=0.9, eps=1e-6, foreach=True)
+    return torch.optim.Adadelta(net.parameters(), rate, rho=RHO, eps=EPS, foreach=True)
 
 
 def pretraining(net: nn.Module, optimizer: Optimizer, data: Sets) -> Revise:

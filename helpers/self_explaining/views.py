@@ -209,7 +209,7 @@ class Lab:
         once. Its images are explained without a decoy. Raises ``ValueError`` for a loss that is not finite."""
         mark, net = (key, norm, label), self.nets[key]
         if mark not in self.critic_losses:
-            data, options = self.critic_set.to(_device(net)), self.options.override({"norm": norm})
+            data, options = self.critic_set.to(evaluate.device_of(net)), self.options.override({"norm": norm})
             losses = evaluate.critic_curve(net, data, options, label, *self.critic, critics=1, seed=SEED).numpy()
             if not np.isfinite(losses).all():
                 raise ValueError(f"the loss of the critic of {key[1]} is not finite")
@@ -236,11 +236,7 @@ def _probabilities(net: nn.Module, x: Tensor) -> Tensor:
 
 def _on(net: nn.Module, *tensors: Tensor) -> list[Tensor]:
     """The tensors where the net is."""
-    return [tensor.to(_device(net)) for tensor in tensors]
-
-
-def _device(net: nn.Module) -> torch.device:
-    return next(net.parameters()).device
+    return [tensor.to(evaluate.device_of(net)) for tensor in tensors]
 
 
 # ------------------------------------------------------------------------------------------------------- pictures

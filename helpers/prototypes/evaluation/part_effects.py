@@ -30,11 +30,11 @@ from helpers.config import ConfigError, suggest
 from helpers.data import toybirds
 from helpers.data.bird_scenes import PARTS, Counter, Scene
 from helpers.data.toybirds import ToyBirdsSettings
+from helpers.prototypes.evaluate import CHANGED
 from helpers.prototypes.models import ProtoNet
 from helpers.prototypes.pipelines import pipelines
 
 BATCH = 64  # images drawn, and seen by a net, at a time
-CHANGED = 0.01  # of a similarity, the least change that counts
 COVERED = 0.5  # of a pixel, from which on it shows a part
 
 
