@@ -172,7 +172,7 @@ def verify_tree(root: Path, studies: str = "[!.]*") -> tuple[list[str], int]:
     for name in sorted(set.symmetric_difference(*found.values())):
         problems.append(f"{name} has weights or results, and not both. Remedy: {_REMEDY}")
     for kind in KINDS:
-        for folder in sorted(path for path in (root / kind).glob(studies) if path.is_dir()):
+        for folder in (root / kind / name for name in sorted(found[kind])):
             try:
                 manifest = read_manifest(folder)
             except ArtifactError as error:

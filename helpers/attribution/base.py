@@ -71,6 +71,13 @@ class Logit(nn.Module):
         return (logits.softmax(1) if probability else logits).gather(1, target)[:, 0]
 
 
+def aimed(x: Tensor, target: Tensor | None) -> Tensor | None:
+    """``target`` (a list will do) as a tensor; ``ValueError`` unless it is one for each image of x, or None."""
+    if target is not None and (target := torch.as_tensor(target)).shape != x.shape[:1]:
+        raise ValueError(f"expected one target per image, [{len(x)}], not {list(target.shape)}")
+    return target
+
+
 def method(body: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Registers ``body(y, x, *, options)`` as the method ``explain(model, x, target, *, options)``."""
 
@@ -78,9 +85,8 @@ def method(body: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def explain(model: nn.Module, x: Tensor, target: Tensor | None = None, **options: object) -> Tensor:
         if x.ndim != 4 or len(x) == 0 or not x.is_floating_point():
             raise ValueError(f"expected x [B, C, H, W] of floats with B > 0, not {x.dtype} {tuple(x.shape)}")
-        target = None if target is None else torch.as_tensor(target, device=x.device)
-        if target is not None and target.shape != x.shape[:1]:
-            raise ValueError(f"expected one target per image, [{len(x)}], not {tuple(target.shape)}")
+        if (target := aimed(x, target)) is not None:
+            target = target.to(x.device)
         with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
             heat = body(Logit(model, target), x.clone().detach(), **options).detach()
         if not heat.isfinite().all():
@@ -92,6 +98,12 @@ def method(body: Callable[..., Tensor]) -> Callable[..., Tensor]:
     explain.__signature__ = inspect.Signature([*shared, *options], return_annotation="Tensor")
     METHODS[body.__name__] = explain
     return explain
+
+
+def refuse_training(model: nn.Module) -> None:
+    """``ValueError`` if a module of ``model`` is in training mode."""
+    if any(module.training for module in model.modules()):
+        raise ValueError("the model is in training mode: call model.eval() first")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from helpers.attribution.base import refuse_training
 from helpers.causal_graphs.links import CONVOLUTIONS, Link, Space, embed, link_output
 from helpers.causal_graphs.tracing import Parser
 from helpers.config import ConfigError, suggest
@@ -32,7 +33,7 @@ class Network:
 
     def __init__(self, model: nn.Module, example: Tensor):
         self.model = model
-        self._refuse_training()
+        refuse_training(self.model)
         self._modules = dict(model.named_modules())
         try:
             self._graph = fx.Tracer().trace(model)
@@ -61,10 +62,6 @@ class Network:
         return list(self.spaces.values())[-1]
 
     # ------------------------------------------------------------------------------------------------- running
-
-    def _refuse_training(self) -> None:
-        if any(module.training for module in self.model.modules()):
-            raise ValueError("the model is in training mode: call model.eval() first")
 
     @torch.no_grad()
     def record(self, x: Tensor) -> Values:
@@ -133,7 +130,7 @@ class Network:
     def _evaluate(self, recorded, x, changed=None, copies=1, *, keep=False, edits=None) -> dict[str, Any]:
         """Run the graph: all of it on ``x``, or what depends on ``changed`` with ``recorded`` for the rest."""
         if x is not None:
-            self._refuse_training()
+            refuse_training(self.model)
         changed, edits = changed or {}, edits or {}
         new: dict[str, Any] = dict(changed)
         todo = set().union(*(self._below(name) for name in changed)) - set(changed) if changed else None
@@ -252,7 +249,7 @@ class Chain(Network):
 
     @torch.no_grad()
     def record(self, x: Tensor) -> Values:
-        self._refuse_training()
+        refuse_training(self.model)
         values: Values = {}
 
         def keep(name):

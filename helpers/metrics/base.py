@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from helpers.attribution.base import Logit, evaluating, logits_of
+from helpers.attribution.base import Logit, aimed, evaluating, logits_of
 from helpers.runtime import generator
 
 Explain = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
@@ -63,13 +63,6 @@ def finite(heat: Tensor) -> Tensor:
     if not heat.isfinite().all():
         raise ValueError("heat holds NaN or infinite values")
     return heat.detach().cpu().double()
-
-
-def aimed(x: Tensor, target: Tensor | None) -> Tensor | None:
-    """``target`` (a list will do) as a tensor; ``ValueError`` unless it is one for each image of x, or None."""
-    if target is not None and (target := torch.as_tensor(target)).shape != x.shape[:1]:
-        raise ValueError(f"expected one target per image, [{len(x)}], not {list(target.shape)}")
-    return target
 
 
 def filled(x: Tensor, baseline: Baseline) -> Tensor:

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helpers.metrics.base import BATCH, Baseline, aimed, checked, correlation, filled, hidden, output, streams, targets
+from helpers.attribution.base import aimed
+from helpers.metrics.base import BATCH, Baseline, checked, correlation, filled, hidden, output, streams, targets
 
 
 class Irof(NamedTuple):

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helpers.metrics.base import BATCH, aimed, checked, logits, predicted, streams
+from helpers.attribution.base import aimed
+from helpers.metrics.base import BATCH, checked, logits, predicted, streams
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

@@ -16,9 +16,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from helpers.attribution.base import hooked
+from helpers.attribution.base import aimed, hooked
 from helpers.config import ConfigError, suggest
-from helpers.metrics.base import BATCH, Explain, aimed, explained, logits, predicted, streams
+from helpers.metrics.base import BATCH, Explain, explained, logits, predicted, streams
 
 Scale = Literal["none", "max", "minmax", "zscore"]
 Noise = Callable[[torch.Size, torch.Generator], Tensor]

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from helpers.attribution.base import aimed
 from helpers.attribution.controls import constant_map, random_map
 from helpers.config import ConfigError, suggest
 from helpers.metrics import faithfulness, imputation, localisation, randomisation, stability
-from helpers.metrics.base import BATCH, Explain, aimed, explained
+from helpers.metrics.base import BATCH, Explain, explained
 from helpers.metrics.complexity import entropy, sparseness
 
 if TYPE_CHECKING:

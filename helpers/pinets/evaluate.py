@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helpers import metrics
-from helpers.attribution.base import logits_of
+from helpers.attribution.base import logits_of, refuse_training
 from helpers.metrics.base import checked
 from helpers.pinets.models import CNN, Ensemble, PiNet
 
@@ -100,8 +100,7 @@ def mars(
     ``alignment_residual`` is of any map; a PiNet that explains itself also has an ``identity_error``.
     Raises ``ValueError`` if ``model`` is not in eval mode, no image of a set has a target, or shapes or maps cannot be.
     """
-    if any(module.training for module in model.modules()):
-        raise ValueError("the model is in training mode: call model.eval() first")
+    refuse_training(model)
     if y.shape != x.shape[:1]:
         raise ValueError(f"expected one label per image, [{len(x)}], not {list(y.shape)}")
     for name, some in {"test": masks, "validation": validation[1] if validation else masks}.items():

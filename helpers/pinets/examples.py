@@ -52,10 +52,15 @@ def load_model(record: dict[str, Any], study: ToyShapesStudy, shelf: Shelf) -> P
     return shelf.model(Fit(group, int(seed)), study)
 
 
+def at_hand(records: list[dict[str, Any]], shelf: Shelf) -> list[dict[str, Any]]:
+    """The records of the accepted fits whose weights are on the ``shelf``."""
+    return [record for record in records if record["training"]["accepted"] and shelf.at_hand(record)]
+
+
 def first_accepted(records: list[dict[str, Any]], shelf: Shelf, *groups: str) -> dict[str, Any] | None:
     """The first accepted fit whose weights are on the ``shelf``, of the first of ``groups`` with one; else None."""
-    accepted = [record for record in records if record["training"]["accepted"] and shelf.at_hand(record)]
-    return next((record for group in groups for record in accepted if record["group"] == group), None)
+    shown = at_hand(records, shelf)
+    return next((record for group in groups for record in shown if record["group"] == group), None)
 
 
 def identity_errors(
@@ -66,8 +71,8 @@ def identity_errors(
     x = fits.test_set(study).x[:n_images]
     rows = [
         (record["group"], record["fit"], evaluate.identity_error(load_model(record, study, shelf), x))
-        for record in records
-        if record["group"] != "cnn" and record["training"]["accepted"] and shelf.at_hand(record)
+        for record in at_hand(records, shelf)
+        if record["group"] != "cnn"
     ]
     return pd.DataFrame(rows, columns=["group", "fit", "identity_error"])
 

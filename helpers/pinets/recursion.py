@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from helpers.pinets import evaluate, fits
-from helpers.pinets.examples import IMAGES
+from helpers.pinets.examples import IMAGES, at_hand
 from helpers.pinets.fits import Fit
 from helpers.pinets.presets import ToyShapesStudy
 from helpers.pinets.study import Shelf
@@ -37,9 +37,9 @@ def unstretched(
     """
     test = fits.test_set(study)[:n_images]
     rows = []
-    for record in records:
+    for record in at_hand(records, shelf):
         fit = Fit(record["group"], int(record["fit"].rsplit("/", 1)[1]))
-        if fit.group not in groups or not record["training"]["accepted"] or not shelf.at_hand(record):
+        if fit.group not in groups:
             continue
         model, peak = shelf.model(fit, study), record["test"]["scale"]
         logits, heat = evaluate.explain(model, evaluate.own_scores, test.x)
