@@ -205,12 +205,17 @@ class Ledger:
 
 
 def summary(ledger: dict[str, Any]) -> str:
-    """``"9 of 11 reproduced"`` of a ledger's dictionary, and ``"2 of 3 of our own hold"`` where there are such."""
+    """``"9 of 11 reproduced (1 not verified)"`` of a ledger, and ``"2 of 3 of our own hold"`` where there are such."""
     entries = [Entry(**entry) for entry in ledger["entries"]]
     published, own = ([e.verdict for e in entries if e.own is ours] for ours in (False, True))
-    parts = [f"{published.count('reproduced')} of {len(published)} reproduced"] if published or not own else []
-    parts += [f"{own.count('holds')} of {len(own)} of our own hold"] if own else []
+    parts = [_share(published, "reproduced", "reproduced")] if published or not own else []
+    parts += [_share(own, "holds", "of our own hold")] if own else []
     return ", ".join(parts)
+
+
+def _share(verdicts: Sequence[Verdict], good: Verdict, words: str) -> str:
+    undecided = verdicts.count("not verified")
+    return f"{verdicts.count(good)} of {len(verdicts)} {words}" + (f" ({undecided} not verified)" if undecided else "")
 
 
 def table(ledger: dict[str, Any]) -> str:

@@ -105,23 +105,30 @@ def with_results(readme: str, runs: Sequence[Run]) -> str:
 
 
 def results_table(runs: Sequence[Run]) -> str:
-    """Markdown: a row for each notebook and, below it, one for each of its claims."""
-    columns = ("notebook", "claim", "reference", "ours", "verdict", "minutes", "Colab", "Kaggle")
-    rows = [columns, ("---",) * len(columns)]
-    for run in runs:
-        minutes = "" if run.seconds is None else f"{run.seconds / 60:.1f}"
-        colab, kaggle = badges(run.path)
-        link = f"[{run.name}](notebooks/{run.path.name})"
-        rows.append((f"**{link}**", _cell(run.title), "", "", f"**{verdict(run)}**", minutes, colab, kaggle))
-        for entry in (ledger.Entry(**entry) for entry in (run.ledger or {"entries": []})["entries"]):
-            texts = (
-                entry.claim,
-                entry.reference_text(),
-                entry.ours_text(),
-                f"{ledger.MARKS[entry.verdict]} {entry.verdict}",
-            )
-            rows.append(("", *map(_cell, texts), "", "", ""))
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    """Markdown: a row for each notebook, then the claims of each, folded up."""
+    head = ("notebook", "what it is about", "verdict", "minutes", "Colab", "Kaggle")
+    overview = _table(head, [_overview(run) for run in runs] + [("**all**", "", f"**{_total(runs)}**", "", "", "")])
+    return "\n\n".join([overview, *(_folded(run) for run in runs if run.ledger)])
+
+
+def _overview(run: Run) -> tuple[str, ...]:
+    minutes = "" if run.seconds is None else f"{run.seconds / 60:.1f}"
+    link = f"[{run.name}](notebooks/{run.path.name})"
+    return (f"**{link}**", _cell(run.title), verdict(run), minutes, *badges(run.path))
+
+
+def _folded(run: Run) -> str:
+    """The claims of ``run``; what has blank lines around it inside HTML is still Markdown to GitHub."""
+    rows = [
+        (entry.claim, entry.reference_text(), entry.ours_text(), f"{ledger.MARKS[entry.verdict]} {entry.verdict}")
+        for entry in (ledger.Entry(**entry) for entry in run.ledger["entries"])
+    ]
+    claims = _table(("claim", "reference", "ours", "verdict"), [tuple(map(_cell, row)) for row in rows])
+    return f"<details>\n<summary>{run.name}: {verdict(run)}</summary>\n\n{claims}\n\n</details>"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows))
 
 
 def badges(notebook: Path) -> tuple[str, str]:

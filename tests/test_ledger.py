@@ -76,6 +76,9 @@ def test_published_and_own_claims_are_counted_apart(ledger):
     assert ledger.summary() == "1 of 1 of our own hold"
     within(ledger, 0.7)
     assert ledger.summary() == "0 of 1 reproduced, 1 of 1 of our own hold"
+    ledger.check("hearsay", "a claim", ours=1, rule="r", holds=True, where="1", reference=1, kind="not verified")
+    ledger.check("early", "a claim", ours=1, rule="r", holds=None, where="1")
+    assert ledger.summary() == "0 of 2 reproduced (1 not verified), 1 of 2 of our own hold (1 not verified)"
 
 
 def test_percentages_differ_by_points(ledger):

@@ -212,8 +212,11 @@ def test_the_readme_table_is_made_of_the_ledgers(runs):
     readme = f"# Title\n{report.BEGIN}\nold\n{report.END}\nrest\n"
     new = report.with_results(readme, runs[2:])
     assert new.startswith(f"# Title\n{report.BEGIN}\n| notebook |") and new.endswith(f"{report.END}\nrest\n")
-    assert "| **[03_good](notebooks/03_good.ipynb)** | All is well |" in new
-    assert "| the area \\| of a disc | 3.1 (paper) | 3.14 | ✓ reproduced |" in new
+    overview, folded = new.split("<details>")
+    verdict = "1 of 1 reproduced, 0 of 1 of our own hold"
+    assert f"| **[03_good](notebooks/03_good.ipynb)** | All is well | {verdict} |" in overview
+    assert f"<summary>03_good: {verdict}</summary>\n\n| claim |" in folded
+    assert "| the area \\| of a disc | 3.1 (paper) | 3.14 | ✓ reproduced |\n" in folded
     assert report.with_results(new, runs[2:]) == new
     with pytest.raises(ValueError, match="ledger:begin"):
         report.with_results("no markers", runs)
