@@ -237,6 +237,23 @@ def test_competitive_is_two_points_on_average():
     assert [entry.verdict for entry in ledger.entries] == ["reproduced", "differs"]
 
 
+def test_on_photographs_both_comparisons_stay_on_the_same_cut():
+    ledger, cut = Ledger("test"), "resnet50_v1@layer3"
+    found = {
+        f"{cut}/pixpnet": [60, 61, 62], f"{cut}/classifier": [70, 50, 90], f"{cut}/protopnet": [61, 62, 63],
+        "resnet50_v1@layer4/classifier": [0, 0, 0], "resnet50_v1@layer4/protopnet": [99, 99, 99],
+    }  # fmt: skip
+    claims.check_photographs(ledger, rows("accuracy", found), "6")
+    assert [(entry.ours, entry.verdict) for entry in ledger.entries] == [(-9, "differs"), (-1, "reproduced")]
+
+
+def test_a_small_network_tells_the_toy_birds_apart():
+    """Toy birds, property 8, of the networks that were trained for notebook 05."""
+    folder = config.ROOT / "results" / "prototypes" / "toybirds" / "birdnet@stage3" / "classifier"
+    found = [artifacts.load_json(path)["measured"]["accuracy"] for path in sorted(folder.glob("*.json"))]
+    assert len(found) == 3 and min(found) >= 95
+
+
 def test_grounding_is_lost_by_any_change_outside():
     outside = {OURS: [0.0, 0.0, 1e-3]}
     hidden = {OURS: [0, 0, 0], "birdnet@stage4/protopnet": [50, 60, 100]}
