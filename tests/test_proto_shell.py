@@ -37,6 +37,11 @@ def told(caplog):
 @pytest.fixture(autouse=True)
 def colours(monkeypatch):
     proto_small.use(monkeypatch)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """In the module's own run too: another number of threads would round differently."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
