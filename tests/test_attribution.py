@@ -349,6 +349,13 @@ def test_gradient_shap_approaches_the_mean_of_integrated_gradients_over_the_base
     torch.testing.assert_close(heat, x[:, 0] ** 2 - 0.5, rtol=0.1, atol=0.05)
 
 
+def test_gradient_shap_adds_noise_to_the_image():
+    """``y = sum x^2`` from 0: with noise of deviation 1, the mean of ``(x + e)^2`` is ``x^2 + 1``."""
+    model, x = Function(lambda x: x.square().sum((1, 2, 3))), torch.linspace(-1, 1, 16).view(1, 1, 4, 4)
+    heat = explain("gradient_shap", model, x, samples=600, noise=1.0)
+    torch.testing.assert_close(heat, x[:, 0] ** 2 + 1, rtol=0, atol=0.5)
+
+
 # Gradients by other rules -----------------------------------------------------------------------------------
 
 

@@ -263,6 +263,18 @@ def test_scale_and_threshold_come_from_the_validation_images(report):
     assert values["validated"]["score"] <= values["optimal"]["score"] + 1e-9 or own.max() != values["scale"]
 
 
+def test_maps_of_darker_test_images_are_not_stretched_to_the_validation_maximum():
+    """With scales that are far apart: dividing by the test set's own would be a look at it."""
+    model, (x, y, masks), (own_x, _, own_masks) = pinet(), images(), images(12, seed=6)
+    values = mars(model, lambda m, c, t: c[:, 0], x / 4, y, masks, (own_x, own_masks))
+    validated = values["validated"]
+    assert validated["scale"] == pytest.approx(float(own_x.max())) and values["scale"] == pytest.approx(
+        float(x.max()) / 4)  # fmt: skip
+    marked = (x[:, 0].double() / 4 / own_x.max()) > validated["threshold"]
+    expected = metrics.mean_detection(marked.float(), masks[:, 0])
+    assert {name: validated[name] for name in expected} == pytest.approx(expected)
+
+
 def test_no_test_mask_is_looked_at_in_choosing_the_threshold(report):
     model, x, y, masks, values, validation = report
     other = mars(model, own_scores, x, y, masks.roll(3, 2).flip(0), (validation[0], validation[2]))
@@ -401,6 +413,21 @@ def test_a_pinet_leaves_no_variance_unexplained(options):
 def test_neither_does_an_ensemble():
     x, y, masks = images()
     assert mars(Ensemble([pinet(0), pinet(1)]).eval(), own_scores, x, y, masks)["alignment_residual"] < 1e-6
+
+
+@pytest.mark.parametrize("shift", [0.5, -0.5])
+def test_the_identity_error_tells_a_logit_that_is_too_high_and_one_that_is_too_low(shift):
+    class Shifted(PiNet):
+        def forward(self, x):
+            output = super().forward(x)
+            return output._replace(logits=output.logits + shift)
+
+    model, (x, _, _) = pinet(), images()
+    assert evaluate.identity_error(model, x) < 1e-5
+    model.__class__ = Shifted
+    with torch.no_grad():
+        expected = max(0.5 / max(1.0, abs(logit)) for logit in model(x).logits.tolist())
+    assert evaluate.identity_error(model, x, batch_size=7) == pytest.approx(expected, rel=1e-4)
 
 
 def test_grad_cam_leaves_some():

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from flood_small import in_small, release, run_cells, serving
 from torch import nn
 
@@ -176,6 +177,7 @@ def test_the_last_block_goes_through_the_final_norm_and_maps_keep_their_places(t
         states = block(states)
         last = encoder.norm(states) if number == 3 else states
         torch.testing.assert_close(maps[number][0, :, 1, 2], last[0, 1 + 5])
+    assert {m.eps for m in encoder.modules() if isinstance(m, nn.LayerNorm)} == {1e-6}, "spec section 6.2"
 
 
 @needs_galileo
@@ -192,6 +194,33 @@ def test_galileo_is_loaded_whole_and_reads_its_own_bands():
     weight, bias = (theirs[f"space_time_embed.S2_SWIR.proj.{kind}"] for kind in ("weight", "bias"))
     torch.testing.assert_close(swir[0, :, 1, 1], 0.75 * weight.sum((1, 2, 3)) + bias)  # mean + sd lies at 3/4
     assert encoder(x).shape == (1, 512, 2, 2)
+
+
+def test_galileos_tokens_are_bands_place_and_date_and_their_mean_over_the_groups():
+    """Token by token, with random weights: channels, date and month in three quarters, column and row in the last."""
+    facts = data_config("flood_encoders")["galileo_nano"]
+    with runtime.seeded(2, "weights"):
+        encoder = encoders.Galileo(facts).eval()
+        nn.init.normal_(encoder.origin), nn.init.normal_(encoder.norm.bias)
+        x = torch.randn(1, 6, 2 * encoder.patch, 3 * encoder.patch) * 1000
+    patch, quarter = encoder.patch, encoder.width // 4
+    scaled, tokens = (x - encoder.low) / encoder.span, []
+    for row in range(2):
+        for column in range(3):
+            place = []
+            for pixels in (column * patch, row * patch):
+                angles = [pixels * 10_000 ** (-i / (quarter / 4)) for i in range(quarter // 4)]
+                place += [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
+            seen = scaled[:, :, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
+            for group, bands in enumerate([slice(0, 3), slice(3, 4), slice(4, 6)]):
+                code = torch.cat([encoder.origin[group], torch.tensor(place)])
+                tokens.append(encoder.embed[group](seen[:, bands])[0, :, 0, 0] + code)
+    states = torch.stack(tokens)[None]
+    for number, (block, found) in enumerate(zip(encoder.blocks, encoder.tokens(x), strict=True)):
+        states = block(states)
+        last = encoder.norm(states) if number == 3 else states
+        expected = last[0].view(2, 3, 3, -1).mean(2).permute(2, 0, 1)
+        torch.testing.assert_close(found[0], expected, atol=1e-4, rtol=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------ head
@@ -212,6 +241,47 @@ def test_the_pyramid_has_the_published_scales():
     sizes = [tuple(s(p).shape[1:]) for s, p in zip(upernet.scales, features.split(16, 1), strict=True)]
     assert sizes == [(4, 64, 64), (8, 32, 32), (16, 16, 16), (16, 8, 8)]
     assert upernet(features).shape == (1, 8, 64, 64)
+
+
+def test_the_pyramid_is_joined_as_published():
+    """Spec section 6.3, step 2, restated with torch's own functions. Only the weights are the network's: pool sizes,
+    blocks, order, and how is resized have no parameter that would tell of another choice."""
+    upernet = UperNet(16, 8).eval()
+    for norm in (module for module in upernet.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.running_var, 0.5, 2), nn.init.normal_(norm.running_mean)
+
+    def resized(x, like):
+        return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=True)
+
+    def block(layers, x):
+        return layers[1](F.conv2d(x, layers[0].weight, padding=layers[0].weight.shape[-1] // 2)).relu()
+
+    def doubled(layer, x):
+        return F.conv_transpose2d(x, layer.weight, layer.bias, stride=2)
+
+    features = torch.randn(2, 64, 16, 12)
+    first, second, third, fourth = features.split(16, 1)
+    up, norm, _, again = upernet.scales[0]
+    levels = [doubled(again, F.gelu(norm(doubled(up, first)))), doubled(upernet.scales[1][0], second), third]
+    coarse = F.max_pool2d(fourth, 2)
+    pools = zip((1, 2, 3, 6), upernet.pools, strict=True)
+    pooled = [resized(block(conv, F.adaptive_avg_pool2d(coarse, size)), coarse) for size, conv in pools]
+    joined = [block(upernet.bottleneck, torch.cat([coarse, *pooled], 1))]
+    for level in (2, 1, 0):
+        lateral = block(upernet.lateral[level], levels[level])
+        joined.insert(0, lateral + resized(joined[0], lateral))
+    maps = [*map(block, upernet.output, joined[:3]), joined[3]]
+    expected = block(upernet.fusion, torch.cat([resized(each, maps[0]) for each in maps], 1))
+    torch.testing.assert_close(upernet(features), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_upsampler_drops_a_tenth_and_resizes_corner_to_corner():
+    upsampler = Upsampler(32, 3, 3).eval()
+    assert {layer.p for layer in upsampler if isinstance(layer, nn.Dropout)} == {0.1}
+    x = torch.randn(2, 32, 4, 5)
+    doubled = nn.Sequential(*upsampler)(x)
+    expected = F.interpolate(doubled, (12, 15), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(upsampler(x), expected)
 
 
 def test_joining_two_linear_layers_changes_no_value_and_no_gradient():
@@ -301,6 +371,15 @@ def test_a_pinet_sees_the_masks_it_may_and_no_other():
     torch.testing.assert_close(alone(stub, (masks, masks, labelled)), losses.area_error(scores, truth).mean())
 
 
+@pytest.mark.parametrize("name", ["bce", "far"])
+def test_a_segnets_loss_is_the_mean_over_its_tiles_of_the_loss_that_is_named(name):
+    scores, masks = example((0, 1))
+    stub = lambda _: SimpleNamespace(scores=scores)  # noqa: E731
+    each = {"bce": losses.cross_entropy, "far": losses.false_absence}[name](scores, losses.one_hot(masks, (0, 1)))
+    loss = losses.loss_of((0, 1), by_area=False, mask_loss=name, expected=0.0)
+    assert float(loss(stub, (masks, masks, torch.ones(3, dtype=torch.bool)))) == pytest.approx(sum(each.tolist()) / 3)
+
+
 # -------------------------------------------------------------------------------------------------- measures
 
 
@@ -352,6 +431,8 @@ def test_the_water_index_marks_green_above_short_wave_and_never_what_has_no_data
     images = np.zeros((1, 6, 1, 3), np.int16)
     images[0, 1], images[0, 4] = [[30_000, 100, 0]], [[20_000, 200, 0]]
     assert evaluate.spectral_index(images).tolist() == [[[True, False, False]]]
+    found = evaluate.baseline([(images, np.array([[[1, 0, -1]]], np.int8))])  # the mask that the index gets right
+    assert (found["iou_water"], found["iou_dry"], found["mae"]) == (1, 1, 0)
 
 
 # -------------------------------------------------------------------------------------------------- features

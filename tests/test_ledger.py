@@ -40,6 +40,9 @@ def test_what_was_not_measured_is_never_reproduced_nor_refuted(ledger, ours, hol
 
 def test_too_few_fits_are_not_verified_though_the_value_fits(ledger):
     assert within(ledger, 0.9, enough=False).verdict == "not verified"
+    for key, values in (("rising", (0.1, 0.2)), ("falling", (0.2, 0.1))):
+        entry = ledger.ordered(key, "it grows", list(zip("ab", values, strict=True)), where="1", enough=False)
+        assert entry.verdict == "not verified"
 
 
 def test_agreement_with_hearsay_is_no_reproduction(ledger):

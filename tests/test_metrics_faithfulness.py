@@ -182,6 +182,17 @@ def test_irof_by_hand():
     assert aoc.item() == pytest.approx(1 - (q[0] / 2 + q[1] + q[2] + q[3] + q[4] / 2) / 4)
 
 
+def test_segments_are_ranked_by_their_mean_heat_whatever_their_size():
+    """A large segment of some heat each comes after a small one of more, though its sum is higher."""
+    segments = torch.tensor([[[0, 0, 0, 0], [0, 0, 1, 1]]])
+    heat = 1.0 + segments
+    x, weight = torch.ones(1, 1, 2, 4), torch.zeros(2, 1, 2, 4)
+    weight[1] = 1
+    curve = irof(Additive(weight), x, torch.tensor([1]), heat, segments=segments, baseline=0.0).curves[0]
+    p = [1 / (1 + math.exp(-shown)) for shown in (8, 6, 0)]  # the two of segment 1 go first
+    assert curve.tolist() == pytest.approx([each / p[0] for each in p])
+
+
 def test_images_may_have_different_numbers_of_segments(model, x, target, heat):
     segments = superpixels(x)
     segments[1] = 7 * (segments[1] % 5)  # labels need not be consecutive
@@ -279,6 +290,14 @@ def test_the_gradient_of_an_additive_model_has_no_infidelity_as_a_local_map(addi
         for baseline in (0.0, "mean"):
             settings = {"baseline": baseline, "scaled": scaled, "local": True}
             assert infidelity(model, x, target, gradient, **settings).max() < 1e-10
+
+
+def test_a_local_map_of_a_colour_image_is_multiplied_by_the_change_of_all_channels():
+    """A grey model reads the sum over channels, and the gradient is the same in each."""
+    weight = torch.randn(16, 16, generator=torch.Generator().manual_seed(3)) / 16
+    model, x = Additive(weight.expand(2, 3, 16, 16).clone()), images(2, channels=3)
+    settings = {"baseline": 0.0, "scaled": False, "local": True}
+    assert infidelity(model, x, torch.tensor([1, 1]), weight.expand(2, 16, 16), **settings).max() < 1e-8
 
 
 @pytest.mark.parametrize("value", [0.1, 0.0, 1e6])
@@ -382,6 +401,21 @@ def test_road_is_quantus_without_the_noise(model, x, target, heat):
     theirs = ask_quantus(metric, model, x, target, heat)
     assert list(theirs.values()) == pytest.approx(ours.correct.double().mean(0).tolist())
     assert ours.score.tolist() == pytest.approx(ours.correct.double().mean(1).tolist())
+
+
+def test_road_changes_the_pixels_that_it_hides_and_no_other(x, target, heat):
+    """With so much noise that no guess is right by chance."""
+    seen = []
+
+    class Spy(Net):
+        def forward(self, x):
+            seen.append(x.clone())
+            return super().forward(x)
+
+    road(Spy(), x, target, heat, percentages=(30,), noise=3.0)
+    for image, values, (whole, rest) in zip(x[:, 0], heat, [rows[:, 0] for rows in seen], strict=True):
+        highest = values >= values.flatten().sort(descending=True).values[75]  # 30 % of 256 pixels are 76
+        assert torch.equal(whole, image) and torch.equal(rest != image, highest)
 
 
 def test_the_least_relevant_pixels_first_is_the_other_way_round(model, x, target, heat):

@@ -71,6 +71,18 @@ def test_a_map_that_looks_at_the_model_changes_and_one_that_does_not_stays(model
         assert (mprt(blind, model, x, target).correlation == 1).all()
 
 
+def test_a_map_that_only_turns_its_sign_keeps_its_magnitudes(model, x, target):
+    """Rank correlation is of magnitudes unless asked otherwise: 1, where that of the signed maps is -1."""
+    before, noise = bits(model), noise_maps(x)
+
+    def turning(model, x, target):
+        return noise if same(model, before) else -noise
+
+    assert mprt(turning, model, x, target).correlation.flatten().tolist() == pytest.approx([1] * 9)
+    signed = mprt(turning, model, x, target, magnitudes=False)
+    assert signed.correlation.flatten().tolist() == pytest.approx([-1] * 9)
+
+
 def test_guided_backpropagation_is_not_the_gradient_and_both_depend_on_the_weights(model, x, target):
     """Property 17."""
     assert not torch.allclose(guided_backprop(model, x, target), gradient(model, x, target))
@@ -235,6 +247,16 @@ def test_parameters_outside_the_standard_layers_become_random_too():
     randomise(model, "", 0)
     changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
     assert changed == ["gamma"] and (model.gamma - before["gamma"].mean()).abs().max() < 5 * before["gamma"].std()
+
+
+def test_parameters_of_one_module_become_random_each_in_its_own_way():
+    module = nn.Module()
+    module.scale, module.shift, module.one = (nn.Parameter(torch.randn(n)) for n in (50, 50, 1))
+    before = bits(module)
+    randomise(module, "", 0)
+    standard = [(new - new.mean()) / new.std() for new in (module.scale.detach(), module.shift.detach())]
+    assert not torch.allclose(*standard, atol=0.1), "not the same draws"
+    assert torch.equal(module.one, before["one"]), "a single number has a standard deviation of 0, not NaN"
 
 
 def test_batch_norm_forgets_its_statistics():

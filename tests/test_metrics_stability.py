@@ -266,6 +266,17 @@ def test_neighbours_of_another_class_do_not_count(model, x, target):
     assert np.isnan(scores).tolist() == [len(values) < 6 for values in slow]
 
 
+def test_no_divisor_is_below_the_smallest(model, x, target):
+    """Half of each image is black, and the logits are the same for all images: every value is finite all the same."""
+    torch.nn.init.zeros_(model.head.weight)
+    x = x * (torch.arange(16) < 8)
+    settings = {"draws": 4, "radius": 0.2}
+    change = (neighbours("relative_stability", x, **settings) - x) / x.abs().clamp(min=1e-3)
+    values = relative_stability(identity, model, x, target, smallest=1e-3, **settings)
+    assert values.input.tolist() == pytest.approx([1, 1, 1]), "the map is the image"
+    assert values.output.tolist() == pytest.approx((change.flatten(2).norm(dim=2).amax(0) / 1e-3).tolist(), rel=1e-4)
+
+
 def test_an_image_without_neighbours_in_its_class_has_no_relative_stability(target):
     class Spike(torch.nn.Module):
         """Class 1 for images of ones only."""

@@ -11,7 +11,7 @@ from metric_nets import Additive, images, net
 
 from helpers.attribution import constant_map, gradient, input_x_gradient, occlusion
 from helpers.config import ROOT, ConfigError
-from helpers.metrics import METRICS, compare, irof, local_lipschitz
+from helpers.metrics import METRICS, compare, irof, local_lipschitz, mprt, sensitivity
 from helpers.metrics.table import CONTROLS
 
 QUICK = {
@@ -61,6 +61,14 @@ def test_a_value_is_that_of_the_metric_by_itself(model, x, target):
     values = frame[frame.method == "ours"].groupby("metric").value.apply(list)
     assert values["irof"] == irof(model, x, target, gradient(model, x, target)).aoc.tolist()
     assert values["lipschitz_max"] == local_lipschitz(gradient, model, x, target, scale="max", seed=3).tolist()
+
+
+def test_of_several_values_each_name_takes_its_own(model, x, target):
+    names = ["max_sensitivity", "avg_sensitivity", "mprt_last", "mprt_average"]
+    frame = compare({"ours": gradient}, model, x, target, metrics=names, controls=False)
+    values, random = sensitivity(gradient, model, x, target), mprt(gradient, model, x, target)
+    expected = [values.maximum, values.average, random.last, random.average]
+    assert frame.groupby("metric").value.apply(list)[names].tolist() == [each.tolist() for each in expected]
 
 
 def test_a_constant_map_is_the_most_stable_and_says_nothing(model, x, target):

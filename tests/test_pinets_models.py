@@ -144,6 +144,8 @@ def test_autocast_does_not_round_the_evidence_away():
         output = model(x)
     assert output.logits.dtype == output.scores.dtype == torch.float32
     assert torch.allclose(output.logits.double(), by_hand(model, output, x), rtol=1e-5, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert CNN(Encoder(1, 4, 2))(x).logits.dtype == torch.float32, "the loss is of float32, as a PiNet's is"
 
 
 # ------------------------------------------------------------- 2 and 3: linear in z; the two second looks
@@ -403,12 +405,21 @@ def test_a_decoder_undoes_its_encoders_pooling(depth):
     assert Decoder(encoder.out_channels, depth, maps=3)(h).shape == (2, 3, 16, 16)
 
 
+def test_what_a_decoder_is_told_reaches_every_block_of_it():
+    """No published PiNet has a skip or dropout: a decoder deaf to both would be told by no other test."""
+    for skip, dropout in [(True, 0.2), (False, 0.0)]:
+        blocks = [m for m in Decoder(8, 3, skip=skip, dropout=dropout) if isinstance(m, ResidualBlock)]
+        assert [block.shortcut is not None for block in blocks] == [skip] * 2
+        assert [block.body[-1].p for block in blocks] == [dropout] * 2
+
+
 def test_the_naive_decoder_knows_no_place():
     """Pooling comes first: where in the image something is cannot change the map."""
     decoder = DenseDecoder(8, (5, 6), maps=2)
     h = torch.rand(3, 8, 4, 4)
     assert decoder(h).shape == (3, 2, 5, 6)
     assert torch.allclose(decoder(h), decoder(h.flip(3).roll(1, 2)), atol=1e-6)
+    assert torch.allclose(decoder(h).flatten(1), decoder.dense(h.mean((2, 3)))), "the pooling is by the mean"
 
 
 def test_the_cnn_reads_pooled_features():

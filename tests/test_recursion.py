@@ -4,7 +4,7 @@ import pytest
 import torch
 from shelves import TINY, untrained
 
-from helpers.pinets import fits, recursion
+from helpers.pinets import evaluate, fits, recursion
 from helpers.pinets.fits import Fit
 from helpers.pinets.presets import ToyShapesStudy
 from helpers.pinets.released import MIN_FITS
@@ -37,6 +37,19 @@ def test_every_number_is_what_the_network_makes_of_its_own_map(made):
             right(logits, y), right(stretched.logits, y), right(again.logits, y))  # fmt: skip
         assert row.positives == sum(logit > 0 for logit in again.logits)
         assert row.left == pytest.approx((again.scores.sum() / scores.sum()).item())
+
+
+def test_the_stretched_part_is_the_map_over_its_peak_times_the_image(made, monkeypatch):
+    """Untrained networks answer the same to much: what they are shown is looked at itself."""
+    records, study, shelf = made
+    seen, real, x = [], evaluate.predict, fits.test_set(study).x
+    monkeypatch.setattr(evaluate, "predict", lambda model, part: seen.append(part) or real(model, part))
+    recursion.unstretched(records, study, shelf, groups=("pinet",), n_images=8)
+    for seed, part in enumerate(seen):
+        with torch.inference_mode():
+            scores = shelf.model(Fit("pinet", seed), study)(x).scores
+        torch.testing.assert_close(part, scores[:8] / scores.max() * x[:8], rtol=1e-3, atol=1e-5)
+    assert len(seen) == 2
 
 
 def test_rejected_fits_and_those_without_weights_are_left_out(made, tmp_path):

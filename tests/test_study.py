@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import artifacts, config, training, workers
+from helpers import artifacts, config, runtime, training, workers
 from helpers.artifacts import ArtifactError
+from helpers.data import toyshapes
 from helpers.pinets import examples, fits, publish, study, tables
 from helpers.pinets.fits import Fit
 from helpers.pinets.presets import ToyShapesStudy
@@ -138,11 +139,31 @@ def test_the_seed_drives_data_initialisation_and_order_each_by_a_stream_of_its_o
     assert len({tuple(order.tolist()) for order in orders}) == 3
 
 
+def test_no_two_draws_share_a_stream(monkeypatch):
+    """Of two seeds and of two groups, whose networks are equal: a shared name would draw the same twice."""
+    asked, real = [], runtime.stream
+    monkeypatch.setattr(runtime, "stream", lambda *names: asked.append(real(*names)) or asked[-1])
+    options = small().group.strong.training.model_copy(update={"mask_rule": "budget", "mask_budget": 3})
+    for fit in (Fit("pinet", 0), Fit("pinet", 1), Fit("soft", 0)):
+        fits.initialise(fit, small())
+        fits.mask_carriers(fit, options, torch.ones(40))
+        for epoch in (1, 2):
+            fits.image_order(fit, options, 40, epoch)
+    assert len(set(asked)) == len(asked) == 3 * 4
+
+
+def test_the_test_set_has_its_own_number_of_images_between_0_and_1():
+    own, data = fits.test_set(small()), toyshapes.generate(508052, **small().data.model_dump() | {"n_images": 16})
+    assert len(own) == 16 and torch.equal(own.x[:, 0] * 255, torch.from_numpy(data.images).float())
+    assert torch.equal(own.y > 0, own.masks.flatten(1).any(1))
+
+
 def test_a_fit_is_validated_three_times_an_epoch_as_published():
     options = ToyShapesStudy().group.pinet.training
     assert list(fits.evaluation_steps(options, 800)) == [8, 16, 24]
     assert list(fits.evaluation_steps(options, 32)) == [1]
     assert list(fits.evaluation_steps(options, 64)) == [1, 2]
+    assert list(fits.evaluation_steps(options, 65)) == [1, 2, 3], "a last batch that is short is a step too"
 
 
 def validations(monkeypatch, scores):

@@ -175,6 +175,13 @@ def test_a_schedule_moves_the_rate_once_an_epoch(fabric):
     assert [row["learning_rate"] for row in outcome.history] == pytest.approx([0.02, 0.01, 0.005])
 
 
+def test_training_ends_after_the_epoch_that_leaves_the_rate_at_the_least_one_or_below(fabric):
+    halved = {"schedule": lambda o: torch.optim.lr_scheduler.StepLR(o, 1, gamma=0.5)}
+    for stop_rate, epochs in ((0.01, 1), (0.0099, 2), (0.005, 2), (0.0, 6)):  # of 0.02
+        outcome = fit(fabric, stop_rate=stop_rate, **halved)
+        assert (outcome.epochs, outcome.finished) == (epochs, epochs < 6), stop_rate
+
+
 # ------------------------------------------------------------------------------------------------ failures
 
 
@@ -438,6 +445,23 @@ def test_what_a_hook_changes_is_kept_and_its_score_counts(fabric):
     assert fit(fabric, epochs=3, evaluate=None, after_epoch=lambda m, e: after(m, e) and {}).state["7.bias"] == 3.0
 
 
+def test_a_hooks_score_stops_the_training_too_and_no_hook_follows_a_stop(fabric):
+    outcome = fit(fabric, evaluate=None, after_epoch=lambda m, epoch: {"score": epoch / 2}, stop_at=1.0)
+    assert (outcome.finished, outcome.epochs, outcome.score) == (True, 2, 1.0)
+    called = []
+    outcome = fit(fabric, evaluate=lambda *_: 1.0, stop_at=1.0, after_epoch=lambda m, epoch: called.append(epoch) or {})
+    assert outcome.finished and called == []
+
+
+def test_an_epoch_trains_in_training_mode_whatever_the_hook_before_it_left(fabric):
+    modes = []
+    fit(
+        fabric, epochs=2, evaluate=None, after_epoch=lambda m, epoch: m.eval() and {},
+        loss=lambda m, b: (modes.append(all(part.training for part in m.modules())), loss(m, b))[1],
+    )  # fmt: skip
+    assert modes == [True] * 6
+
+
 def test_a_hook_that_freezes_a_layer_keeps_it_as_it_is(fabric):
     outcome = fit(fabric, epochs=1, evaluate=None, before_epoch=lambda m, e: m[0].requires_grad_(e > 1))
     assert torch.equal(outcome.state["0.weight"], make()[0].weight)
@@ -467,7 +491,16 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(fabric):
 
     large, small = run(12, 1), run(4, 3)
     assert all(torch.allclose(large.state[k], small.state[k], atol=1e-6) for k in large.state)
-    assert run(8, 2).history[-1]["loss"] < run(8, 2).history[0]["loss"], "the last step is of one batch alone"
+
+    with runtime.seeded(0, "init"):
+        plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+    optimizer, (x, y) = torch.optim.SGD(plain.parameters(), 0.1), data()
+    for rows in [slice(0, 16), slice(16, 24)] * 2:  # two batches of 8, then the one that is left over, at half weight
+        optimizer.zero_grad()
+        (loss(plain, (x[rows], y[rows])) * len(x[rows]) / 16).backward()
+        optimizer.step()
+    uneven = run(8, 2)
+    assert all(torch.allclose(uneven.state[k], v, atol=1e-6) for k, v in plain.state_dict().items())
 
 
 def test_gradients_are_clipped_to_the_norm(fabric):
