@@ -61,6 +61,15 @@ def compare(benchmark, table):
     return measure
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For a module that compares runs to the bit: what is made for several tests has the threads of each of them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def threads():
     before = torch.get_num_threads()

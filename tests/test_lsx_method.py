@@ -21,20 +21,17 @@ from helpers.self_explaining.presets import Explanation, SelfExplainingStudy
 from helpers.self_explaining.sets import sets
 from helpers.self_explaining.together import Together
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 MODES = ("input_x_gradient", "integrated_gradient", "input_x_integrated_gradient", "gradcam", "input")
 N, B = 3, 6  # critic batches, and images in each
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
+def tiny_networks(monkeypatch):
     monkeypatch.setitem(models.MODELS, "Tiny", lambda channels, classes: Net1(channels, classes, (4, 6), 8))
     monkeypatch.setitem(
         models.MODELS, "Tiny64", lambda channels, classes: models.build("Tiny", channels, classes).double()
     )
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tiny(*names, dtype=torch.float64):

@@ -22,16 +22,9 @@ from helpers.prototypes.pipelines import pipelines
 from helpers.prototypes.sets import sets
 from helpers.prototypes.views import AS_IT_IS, REMOVED, Edit, Lab
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 BIRDS = ToyBirdsSettings(size=32, classes=6)
 NO_BEAK = Edit("beak", REMOVED)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_core():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pushed(net, settings, count):

@@ -23,6 +23,7 @@ from helpers.prototypes.batches import Batches
 from helpers.prototypes.fits import Fit
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 
 
@@ -35,10 +36,7 @@ def colours(monkeypatch):
     """The sets that were made."""
     made = []
     proto_small.use(monkeypatch, made)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield made
-    torch.set_num_threads(threads)
+    return made
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from helpers.prototypes import course, runs
 from helpers.prototypes.__main__ import NOTEBOOKS, OWN, main, resolve
 from helpers.prototypes.presets import PrototypesStudy
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[1]
 
 
@@ -37,15 +38,6 @@ def told(caplog):
 @pytest.fixture(autouse=True)
 def colours(monkeypatch):
     proto_small.use(monkeypatch)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """In the module's own run too: another number of threads would round differently."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # -------------------------------------------------------------------------------------------------- the settings
