@@ -1,6 +1,7 @@
 """Discovery finds what was planted, and nothing else (spec explainnn, sections 3 and 13)."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,12 +9,12 @@ import torch
 from causal_nets import Depthwise, Fire, Plain, Residual, images, make
 from torch import nn
 
-from helpers.causal_graphs.discover import REFERENCE, Discovery, choose, discover, explain
+from helpers.causal_graphs.discover import REFERENCE, Discovery, choose, discover, explain, recheck
 from helpers.causal_graphs.engines import Cut, Samples, cut_logits, first_order, single_cuts
 from helpers.causal_graphs.graph import CausalGraph
 from helpers.causal_graphs.interventions import Intervention
 from helpers.causal_graphs.network import Network, weights_hash
-from helpers.causal_graphs.statistics import Selection, measure
+from helpers.causal_graphs.statistics import Measured, Selection, measure
 from helpers.config import ConfigError
 from helpers.data.images import Images, Preprocess
 
@@ -460,3 +461,106 @@ def test_the_hash_changes_with_any_weight_or_buffer():
     with torch.no_grad():
         model.fc.weight[0, 0] += 1e-12
     assert len({before, changed, weights_hash(model)}) == 3
+
+
+class Saturated(nn.Module):
+    """Logit 1 = ReLU6 of the only neuron that any image lights: where that is above 6, no gradient tells of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = (nn.Linear(*sizes, bias=False) for sizes in ((8, 8), (8, 1), (1, 2)))
+        with torch.no_grad():
+            self.fc1.weight.copy_(torch.eye(8))
+            self.fc2.weight.copy_(torch.eye(8)[:1])
+            self.fc3.weight.copy_(torch.tensor([[0.0], [1.0]]))
+
+    def forward(self, x):
+        return self.fc3(nn.functional.relu6(self.fc2(torch.relu(self.fc1(x)))))
+
+
+@pytest.mark.parametrize(("share", "retested"), [(0.0, 0), (0.05, 1), (0.3, 3), (1.0, 8)])
+def test_some_of_what_a_screen_drops_is_tested_and_the_causes_that_it_missed_are_counted(share, retested):
+    """Eight nodes seem to do nothing, to first order; one of them is what the logit hangs on. Shares of a node
+    are rounded up, so that one is tested even of a few."""
+    model, x = Saturated().double().eval(), torch.zeros(4, 8, dtype=torch.float64)
+    x[:, 0] = torch.tensor([8.0, 9.0, 10.0, 11.0])
+    layer = walk(model, x, 1, candidates="screen", retested=share).layer("fc2")
+    assert (layer.dropped, layer.retested, len(layer.tested)) == (8, retested, retested)
+    assert layer.missed == len(layer.causes) and set(layer.causes) <= {0}
+    assert layer.missed == 1 or share < 1
+
+
+@pytest.mark.parametrize("mode", ["recommended", "reference"])
+def test_what_lies_within_three_errors_of_its_modes_threshold_is_measured_again(mode):
+    y = torch.tensor([9.0, 11.0, 9.0, 11.0], dtype=torch.float64)
+    selection = Selection(mode=mode, delta=0.1)
+    least = 1.0 if mode == "recommended" else 1.65 * (2 * 4 / 3 / 4) ** 0.5  # both variances are 4 / 3
+    low, exact = (SimpleNamespace(logits=torch.full((4, 2), value)) for value in (0.01, 0.0))
+    d = torch.tensor([0.02, -0.02, 0.04, -0.04, -least])[:, None].sub(least).expand(-1, 4).double()
+    rough = Measured(d, d / y, 0 * d, y)
+    asked = []
+
+    def run(samples, cuts):
+        assert samples is exact
+        asked.extend(cuts)
+        return Measured(*torch.full((3, len(cuts), 4), 7.0, dtype=torch.float64), y)
+
+    cuts = single_cuts(range(5), (0,))
+    fine = recheck(rough, cuts, low, exact, selection, run)
+    assert asked == cuts[:2]
+    for name in ("d", "r", "kl"):
+        assert (getattr(fine, name)[:2] == 7).all() and torch.equal(getattr(fine, name)[2:], getattr(rough, name)[2:])
+
+
+def test_a_soft_value_lies_just_above_beta():
+    graph = walk(make(Plain), images(8, 2), 1, soft=True, beta=0.3)
+    values = [layer.u for layer in graph.layers if layer.statistics]
+    assert values and all(0.3 <= u < 0.31 for u in values)
+    assert graph.intervention["soft"] == pytest.approx([0.3, 0.31]), "and the graph says so"
+
+
+def test_a_contrast_is_walked_from_both_logits():
+    """Class 1 over class 2: a node is cut from both, as its edge into either moves the difference."""
+    graph = walk(make(Plain), images(8, 2), 1, effect="contrast", other=2)
+    assert graph.layers[0].effects == (1, 2)
+
+
+def test_one_image_is_enough_only_where_one_is_asked_for():
+    """Nothing can be paired with a single image: two are the least that a class can be judged by."""
+    model = make(Plain, torch.float32)
+    x = images(30, 2, dtype=torch.float32)
+    k = int(model(x).argmax(1)[0])
+    others = (model(x).argmax(1) != k).nonzero()[:2, 0].tolist()
+    found = Images(x[[0, *others]], torch.full((3,), k), ("0", "1", "2"), Preprocess(size=8))
+    assert choose(model, found, k, 1).tolist() == [0]
+    with pytest.raises(ValueError, match="only 1 of 3 images of class"):
+        choose(model, found, k, 3)
+
+
+def test_double_precision_is_that_of_the_whole_walk():
+    model = make(Plain, torch.float32)
+    k = frequent(pictures := data(model))
+    found = explain(model, pictures, k, n_samples=20, options=Discovery(dtype="float64"))
+    x = pictures.inputs(list(found.sample_indices)).double()
+    double, single = (walk(copy.deepcopy(model).to(t), x.to(t), k) for t in (torch.float64, torch.float32))
+    assert found.layers[0].statistics == double.layers[0].statistics != single.layers[0].statistics
+    assert model.fc1.weight.dtype == torch.float32
+
+
+def test_what_another_walk_left_behind_is_not_taken_over(tmp_path):
+    model, x, options = make(Plain), images(8, 2), Discovery(soft=True)
+    samples = Samples(Network(model, x[:1]), x)
+    other = discover(samples, 1, options, seed=1)
+    other.save(tmp_path / ".graph.partial.json")
+    found = discover(samples, 1, options, seed=0, path=tmp_path / "graph.json")
+    assert found == discover(samples, 1, options, seed=0) and found.layers[0].u != other.layers[0].u
+
+
+def test_the_norms_of_edges_are_those_of_their_kernels():
+    """Lower nodes by effects, one number for the block of weights between the two."""
+    model = make(Plain)
+    graph = walk(model, images(20, 2), 1, selection=Selection(delta=0.0, alpha=0.9, fdr=1.0))
+    for layer, weight in (("conv2", model.conv2.weight.flatten(2)), ("fc1", model.fc1.weight.view(6, 5, 4))):
+        found = graph.layer(layer)
+        expected = weight.detach().norm(dim=2)[list(found.effects)][:, list(found.tested)].T
+        np.testing.assert_allclose(found.weight_norms, expected, rtol=1e-4)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from causal_nets import Depthwise, Fire, Plain, Residual, images, make, naive_logits
+from torch import nn
 
 from helpers.causal_graphs import engines
 from helpers.causal_graphs.engines import Cut, Samples, cut_logits, single_cuts
@@ -249,3 +250,30 @@ def test_a_model_that_cannot_be_traced_runs_as_a_chain():
         Chain(model, samples.x[:1], ["conv1", "fc"])
     with pytest.raises(ConfigError, match="cannot feed"):
         Chain(model, samples.x[:1], ["conv1", "fc2"])
+
+
+def test_every_layer_resamples_from_images_of_its_own():
+    """Streams of one seed: were it one for all layers, an image would lend its values to the same other everywhere."""
+    drawn = [derangement(50, 0, name).tolist() for name in ("conv1", "conv2")]
+    assert drawn[0] != drawn[1] and drawn[0] == derangement(50, 0, "conv1").tolist()
+
+
+class InPlace(nn.Module):
+    """A function and a method that overwrite what they are given."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.fc = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 5, 3), nn.Linear(5, 3)
+
+    def forward(self, x):
+        x = nn.functional.relu(self.conv1(x), inplace=True)
+        return self.fc(self.conv2(x).relu_().mean((2, 3)))
+
+
+def test_recorded_values_survive_functions_and_methods_that_work_in_place():
+    model, x = make(InPlace), images(4, 2)
+    network = Network(model, x[:1])
+    values, below = network.record(x), model.conv1(x).detach()
+    torch.testing.assert_close(values["conv1"], below)
+    torch.testing.assert_close(values["conv2"], model.conv2(below.relu()).detach())
+    assert (values["conv1"] < 0).any() and (values["conv2"] < 0).any()

@@ -228,3 +228,19 @@ def test_what_cannot_be_is_refused_with_the_reason(lenet):
         effect_mprt(graph, make(Plain, torch.float32), images(4, 2, dtype=torch.float32))
     assert set(causal(graph)) == set(CAUSAL)
     assert REFERENCE.soft  # graphs of the release's mode can be asked again: each layer keeps its own u
+
+
+def test_every_draw_has_weights_of_its_own():
+    model, x = make(Plain), images(30, 2)
+    table = effect_mprt(walked(model, x), model, x, draws=3)
+    assert len({tuple(rows.rank_correlation) for _, rows in table.groupby("draw")}) == 3
+
+
+def test_a_graph_that_was_filtered_is_asked_what_it_was_measured_by(monkeypatch):
+    """Its layers show fewer effects than the cut edges led into; the statistics are of all of these."""
+    monkeypatch.setattr("helpers.causal_graphs.evaluate.randomise", lambda *args: None)
+    model, x = make(Plain), images(30, 2)
+    graph = walked(model, x).refilter(Selection(delta=0.2))
+    assert any(layer.effects and layer.effects != layer.measured_effects for layer in graph.layers)
+    table = effect_mprt(graph, model, x, draws=1)
+    assert table.rank_correlation.tolist() == pytest.approx([1] * len(table))

@@ -352,3 +352,9 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path, caplog):
     assert "unknown setting 'epoch'" in caplog.text and "did you mean epochs" in caplog.text
     assert fits.main(["--out", str(tmp_path), "--dataset", "MNISTT", "--device", "cpu"]) == 2
     assert "no data set and no folder 'MNISTT'" in caplog.text
+
+
+def test_the_share_of_marked_images_is_rounded_to_the_nearest():
+    """0.29 * 100 is 28.999..."""
+    options = Training(shortcut="corner", shortcut_class=2, shortcut_share=0.29)
+    assert shortcuts.carriers(torch.full((100,), 2), options, seed=0).sum() == 29

@@ -15,6 +15,7 @@ from helpers.causal_graphs.network import Network
 from helpers.causal_graphs.repair import (
     Proposal,
     Repair,
+    _others,
     _Walk,
     best,
     difference_edges,
@@ -190,3 +191,48 @@ def test_the_proposals_are_ordered_and_within_the_sizes():
         mark_edges(network, train[train.y == 1], 1, QUICK)
     with pytest.raises(ConfigError, match="a class of 0 to 2"):
         repair(model, train, train, 7, options=QUICK.override({"rule": "difference"}))
+
+
+def test_an_edge_may_carry_less_than_a_node_has_to():
+    """Two neurons take the mark from two channels: a node has half of it and each edge between them a quarter. A least
+    effect is asked of nodes; of an edge, that it passes the test and that its benefit is above its cost."""
+    model, train, _ = planted()
+    with torch.no_grad():
+        model.conv1.weight[13], model.conv1.bias[13] = model.conv1.weight[12], model.conv1.bias[12]
+        model.fc1.weight[0, 12] = 0
+        model.fc1.weight[12:14, 12:14] = 1
+        model.fc2.weight[0, 13] = 1
+    options = Repair(n_samples=40, selection={"delta": 0.35})
+    table = mark_edges(Network(model, train.inputs([0])), train, 0, options)
+    below = table[table.layer == "fc1"]
+    assert below[["source", "target"]].values.tolist() == [[12, 12], [12, 13], [13, 12], [13, 13]]
+    assert below.carries.all() and table[table.layer == "fc2"].carries.all()
+
+
+def test_every_control_is_cut_anew():
+    """Ten times one random cut would be a mean of one."""
+    model, train, test = planted()
+    facts = repair(model, train, test, 0, options=QUICK.override({"rule": "difference"}), controls=10)
+    controls = zip(facts["random_marked"], facts["random_clean"], facts["random_recall"], strict=True)
+    assert len(set(controls)) > 1
+
+
+def test_a_cost_may_weigh_more_than_a_benefit(monkeypatch):
+    model, train, _ = planted()
+    found = pd.DataFrame({"layer": "fc2", "source": [0, 1], "target": 0, "benefit": [1.0, 0.8], "cost": [0.5, 0.1]})
+    monkeypatch.setattr("helpers.causal_graphs.repair.mark_edges", lambda *args: found.assign(carries=True))
+    network = Network(model, train.inputs([0]))
+    for weight, edges in ((0.2, [0, 1]), (1.0, [1, 0]), (3.0, [1])):
+        options = QUICK.override({"cost_weights": (weight,), "sizes": (1,)})
+        proposals = [p.edges["fc2"][0].nonzero().flatten().tolist() for p in propose(network, train, 0, options)]
+        sizes = [edges[:1], sorted(edges)] if len(edges) > 1 else [edges]
+        assert proposals == [[], *sizes, *sizes], "none; of the layer; of all together"
+
+
+def test_a_mark_is_proved_on_images_that_are_right_without_it():
+    model, train, _ = planted()
+    y = train.y.clone()
+    y[::5] = (y[::5] + 1) % 3
+    wrong = Images(train.x, y, train.classes, train.preprocess)
+    rows = _others(Network(model, train.inputs([0])), wrong, 0, len(y), 0)
+    assert sorted(rows.tolist()) == ((y == train.y) & (y != 0)).nonzero().flatten().tolist()

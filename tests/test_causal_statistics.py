@@ -342,3 +342,11 @@ def test_selection_needs_the_stored_numbers_only(logits):
     read = Statistics(**{k: [float(repr(x)) for x in v.tolist()] if np.ndim(v) else v for k, v in values.items()})
     for selection in (REFERENCE, Selection(), Selection(delta=0.3), PAIRED):
         assert select(read, 6, selection) == select(table, 6, selection)
+
+
+def test_a_shift_of_the_prediction_is_never_negative():
+    """Of logits that are nearly the same it is less than the rounding of its terms."""
+    draws = torch.Generator().manual_seed(0)
+    clean = torch.randn(200, 10, generator=draws, dtype=torch.float64)
+    cut = clean + 1e-9 * torch.randn(3, 200, 10, generator=draws, dtype=torch.float64)
+    assert (measure(clean, cut, 0).kl >= 0).all()

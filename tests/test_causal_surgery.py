@@ -229,3 +229,12 @@ def test_the_auroc_is_the_share_of_pairs_in_the_right_order():
     assert surgery.auroc(scores, positive) == pytest.approx(float(((pairs > 0) + 0.5 * (pairs == 0)).mean()))
     assert surgery.auroc(torch.ones(40), positive) == 0.5
     assert surgery.auroc(scores, torch.zeros(40, dtype=torch.bool)) != surgery.auroc(scores, positive)
+
+
+def test_every_control_is_drawn_anew(monkeypatch):
+    """Ten times one random graph would be a mean of one."""
+    _, network, data, graph = pathways()
+    draw, drawn = surgery.random_edges, []
+    monkeypatch.setattr(surgery, "random_edges", lambda *args: drawn.append(draw(*args)) or drawn[-1])
+    surgery.record(network, graph, data)
+    assert len({str([edges.tolist() for edges in chosen.values()]) for chosen in drawn}) > 5

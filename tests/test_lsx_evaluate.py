@@ -9,7 +9,7 @@ from pandas import DataFrame, concat
 from helpers import runtime
 from helpers.config import ConfigError
 from helpers.data.images import Preprocess
-from helpers.self_explaining import consolidation, evaluate, removal
+from helpers.self_explaining import consolidation, evaluate, lsx, removal
 from helpers.self_explaining.evaluate import (
     LABELS,
     METRICS,
@@ -244,3 +244,54 @@ def test_the_summary_has_the_mean_and_the_deviation_over_seeds(data):
     assert row["mean"] == pytest.approx(mean) and row.seeds == 3 and row.role == "cnn"
     assert row["std"] == pytest.approx(math.sqrt(sum((value - mean) ** 2 for value in rows) / 2))
     assert len(table) == len(frames[0])
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_critics_learn_the_true_labels_from_explanations_of_the_label_asked_for(data, label):
+    """Each critic by hand: weights, order and dropout of its own, the study's class weights, maps a critic batch."""
+    model, weights = net(), torch.tensor([0.2, 0.3, 0.5])
+    images, y = data.critic_x.flatten(0, 1), data.critic_y.flatten()
+    guessed = model(images).argmax(1)
+    assert 0 < (guessed == y).sum() < len(y)
+    maps = explanations(model, images, y if label == "true" else guessed, Explanation(), 8).unflatten(0, (6, 8))
+    losses = []
+    for step in range(2):
+        critic = lsx.fresh_critic("MLP", 1, CLASSES, 3, step)
+        with runtime.seeded(3, "critic", step, "dropout"):
+            one_pass = {"learning_rate": 0.3, "order": lsx.order(3, step, 6), "class_weights": weights}
+            losses.append(lsx.reflect(critic, maps, data.critic_y, **one_pass).losses)
+    found = critic_accuracy(
+        model, without(data, class_weights=weights), Explanation(), data.test_x, label, "MLP", 0.3, critics=2, seed=3
+    )
+    assert found["critic_loss"] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
+    assert found["critic_last_loss"] == pytest.approx(float(torch.stack(losses)[:, -1].mean()), rel=1e-5)
+
+
+def test_explanations_of_the_predicted_label_are_judged_by_the_true_one(data, monkeypatch):
+    model, encoder, options = net(), net(1), Explanation(norm="sample")
+    maps = explain(model, data.test_x, model(data.test_x).argmax(1), options)
+    ridge, asked = consolidation.ridge_accuracy, []
+    monkeypatch.setattr(consolidation, "ridge_accuracy", lambda *given: asked.append(given) or ridge(*given))
+    found = values(records(data, model, encoder, options, labels=["predicted"], seed=3))
+    assert len(asked) == 1 and torch.equal(asked[0][1], data.test_y)
+    torch.testing.assert_close(asked[0][0], maps, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        similarity = consolidation.similarity(encoder.encode(maps), data.test_y)
+    assert found["iies", None] == pytest.approx(similarity.iies, rel=1e-4)
+    tables = [
+        removal.by_value(model, data.test_x, data.test_y, heat)
+        for heat in (maps[:, 0], removal.random_heat(data.test_x, 3))
+    ]
+    for metric, score in removal.score(*tables).items():
+        assert found[f"{metric}_value", None] == pytest.approx(score)
+
+
+def test_maps_without_an_order_have_no_correlation_and_do_not_count(data):
+    """An input of zeros has a map of zeros: nothing is correlated with it, which is not a correlation of 0."""
+    x = data.test_x.clone()
+    x[:10] = 0
+    model = net()
+    each = removal.faithfulness_correlation(model, x, explain(model, x, data.test_y, Explanation())[:, 0], seed=0)
+    found = values(records(without(data, test_x=x), model, batch=TESTED))
+    assert each[:10].isnan().all() and not each[10:].isnan().any()
+    assert found["faithfulness_correlation", None] == pytest.approx(float(each[10:].mean()), rel=1e-4)

@@ -580,3 +580,13 @@ def test_maps_become_easier_to_learn_from(monkeypatch):
         pretrained = learn(build("Small", 1, 10), epochs=8, rate=0.3, lambda_e=0)
     without, with_feedback = (critics_loss(learn(copy.deepcopy(pretrained), 1, 1.0, e, steps=10)) for e in (0, 30))
     assert with_feedback < without - 0.05
+
+
+def test_every_critic_has_the_dropout_of_its_step():
+    learner, made = tiny("learner", dtype=torch.float32), critique(critic="MLP")
+    x, y = images(N, B, dtype=torch.float32)
+    for step in (0, 4):
+        at, critic = lsx.order(0, step, N), lsx.fresh_critic("MLP", 1, 10, 0, step)
+        with runtime.seeded(0, "critic", step, "dropout"):
+            _, reflection = feedback(learner, critic, x[at], y[at], made.options, learning_rate=made.learning_rate)
+        torch.testing.assert_close(made.feedback(learner, step)[1], reflection.losses)

@@ -736,3 +736,33 @@ def test_the_card_says_what_the_classes_are_called(mixed):
     assert card.loc[2, "peak_error"] == pytest.approx(np.nanmean(values["peak_error"][own]))
     assert card.loc[2, "purity"] == pytest.approx(100 * np.nanmean(values["purity_peak"][own]))
     assert card.loc[2, "effect"] == pytest.approx(mixed.pairs.true[own][:, TAIL].mean())
+
+
+def test_the_control_of_a_pair_is_the_mean_over_its_visible_parts(mixed):
+    of = mixed.pairs
+    control = mixed.effects.similarity.draws.flatten(0, 1).nanmean(0)[of.bird, :, of.prototype]
+    assert control.isnan().any() and not control.isnan().all(1).any() and control.nansum(1).abs().max() > 0
+    assert np.allclose(of.control, 100 * control.nanmean(1).numpy() / of.similarity, rtol=1e-5)
+    assert summary(mixed)["control"] == pytest.approx(np.mean(of.control), rel=1e-5)
+
+
+def test_every_drawn_flock_has_as_many_birds_of_each_class(mixed, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(truth_of, "summary", lambda truth, counts=None: drawn.append(counts) or {"nothing": 0.0})
+    intervals(mixed, 20)
+    labels, flocks = mixed.effects.labels.numpy(), [counts for counts in drawn if counts is not None]
+    assert len(flocks) == 20 and len({tuple(counts) for counts in flocks}) > 10
+    for counts in flocks:
+        assert np.bincount(labels, counts).tolist() == np.bincount(labels).tolist()
+
+
+def test_the_parts_of_a_class_are_those_of_the_birds_that_count(mixed):
+    """Without the first bird of each class, all prototypes rest on the second part."""
+    of, labels = mixed.pairs, mixed.effects.labels.numpy()
+    first = [np.flatnonzero(labels == k)[0] for k in (0, 1)]
+    true = np.zeros_like(of.true)
+    true[:, 1] = 1
+    true[np.isin(of.bird, first) & (of.prototype % 2 == 0), 0] = 9
+    made = replace(mixed, pairs=replace(of, true=true))
+    assert summary(made)["class_parts"] == 2
+    assert summary(made, np.where(np.isin(np.arange(8), first), 0, 1))["class_parts"] == 1

@@ -475,3 +475,9 @@ def test_receptive_fields_of_another_net_or_size_are_refused():
         measure(one, part, field_of(one, 40))
     with pytest.raises(ValueError, match=r"expected similarities \[B, P, 16, 16\]"):
         measure(one, part, receptive_field(nn.Conv2d(3, 6, 3, 2, 1), SIZE))
+
+
+def test_a_score_equal_to_the_threshold_reaches_it():
+    """8 images of 10 are 0.8, "at least 0.8": here all of all, at a threshold of 1."""
+    one = protocol("pixpnet-exact", noise=0.05, threshold=1.0)
+    assert seen(coloured(), dots(), {"it": one})["it"].hard_consistency == 1

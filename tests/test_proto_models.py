@@ -515,3 +515,12 @@ def test_a_loss_without_terms_is_refused():
     model = net()
     found = losses.terms(model, model(images()), LABELS, presets.Loss(xent=0.0, l1=1.0))
     assert "nothing to learn from" in refusal(losses.total, found, presets.Loss(xent=0.0, l1=1.0))
+
+
+def test_of_one_class_there_is_no_other_to_be_far_from():
+    """The least distance of none would be infinite."""
+    with runtime.seeded(0, "net"):
+        model = ProtoNet(small_features(), 8, 1, settings(num_prototypes=2)).eval()
+    found = losses.terms(model, model(images()), torch.zeros(4, dtype=torch.long), ALL)
+    assert "separation_loss" not in found and "cluster_loss" in found
+    assert losses.total(found, ALL).isfinite()

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from helpers.attribution.base import evaluating
 from helpers.config import ConfigError
 from helpers.prototypes.models import prune
-from helpers.prototypes.projection import push
+from helpers.prototypes.projection import push, source_patches
 
 FILTERS = ("sample", "patch", "none")
 
@@ -289,3 +290,22 @@ def test_bad_batches_are_refused():
         with pytest.raises(ValueError, match=says):
             push(model, bad)
     assert all(torch.equal(one, other) for one, other in zip(before, state(model), strict=True))
+
+
+def test_legacy_moves_on_only_to_what_is_nearer():
+    """Of images that are all the same, later ones are as near: a prototype keeps the patch of the first batch."""
+    model, data = net(), images()
+    data[0][:] = data[0][0].clone()
+    pushed = push(model, batches(data), assignment="legacy", duplicate_filter="none")
+    assert set(pushed.image.tolist()) <= set(data[2][:8].tolist())
+
+
+def test_a_net_in_training_sees_its_patches_in_eval_mode():
+    model, data = net(), images()
+    push(model, batches(data))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    part = SimpleNamespace(indices=data[2], inputs=lambda rows: data[0][rows])
+    known, patches = source_patches(model.train(), part)
+    assert known.tolist() == list(range(12)) and model.training
+    torch.testing.assert_close(patches, model.prototypes[..., 0, 0].detach())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

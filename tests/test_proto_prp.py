@@ -516,3 +516,14 @@ def test_bad_settings():
     for bad in (x[0], x[:0], x.int()):
         with pytest.raises(ValueError, match="expected x"):
             relevance(model, bad, ASKED)
+
+
+@pytest.mark.parametrize("beyond", [-0.1, 0.1])
+def test_pixels_darker_or_brighter_than_they_can_be_are_refused(beyond):
+    model, x = small(lambda: nn.Sequential(nn.Conv2d(3, 6, 3)), 6), noise(1, 3, 8, 8).clamp(-1, 1)
+    x[0, 1, 2, 2] = 1.0 if beyond > 0 else -1.0
+    settings = {"input_rule": "zbox", "low": -1.0, "high": 1.0}
+    relevance(model, x, torch.arange(6), **settings)
+    x[0, 1, 2, 2] += beyond
+    with pytest.raises(ConfigError, match="leave the bounds of 'zbox'"):
+        relevance(model, x, torch.arange(6), **settings)

@@ -407,3 +407,16 @@ def test_unknown_splits_parts_and_negative_birds_are_refused(flock):
 def test_no_birds_are_an_empty_batch():
     none = batch(0, [], SMALL)
     assert none.images.shape == (0, 3, 64, 64) and none.masks.shape == (0, 8, 64, 64) and len(none) == 0
+
+
+def test_every_stream_has_its_classes_in_an_order_of_its_own():
+    """So that the splits, each of a stream, are not alike in it."""
+    one, other = (birds(seed, range(60), SMALL).label.reshape(3, 20).tolist() for seed in (1, 2))
+    assert all(sorted(block) == list(range(20)) for block in (*one, *other))
+    assert len({tuple(block) for block in (*one, *other)}) == 6
+
+
+def test_what_is_changed_into_a_shape_without_colour_has_none():
+    """Else it would be of no class, and what is possible would be told by a colour that nobody sees."""
+    made = render(birds(3, range(40), SMALL), change={"crest": "none"}).birds
+    assert made.code[:, PARTS.index("crest")].unique(dim=0).tolist() == [[SHAPES["crest"].index("none"), -1]]
