@@ -22,8 +22,8 @@ from helpers.prototypes import course, features, fits, models, projection, steps
 from helpers.prototypes.batches import Batches
 from helpers.prototypes.fits import Fit
 
-ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("one_thread")
+ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 
 

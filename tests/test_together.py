@@ -13,15 +13,8 @@ from helpers.pinets.fits import Fit
 from helpers.pinets.presets import ToyShapesStudy
 from helpers.pinets.together import train_together
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 GROUPS = ("cnn", "naive", "soft", "pinet", "feedback", "ensemble", "strong")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

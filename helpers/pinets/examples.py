@@ -71,8 +71,7 @@ def identity_errors(
     x = fits.test_set(study).x[:n_images]
     rows = [
         (record["group"], record["fit"], evaluate.identity_error(load_model(record, study, shelf), x))
-        for record in at_hand(records, shelf)
-        if record["group"] != "cnn"
+        for record in at_hand([record for record in records if record["group"] != "cnn"], shelf)
     ]
     return pd.DataFrame(rows, columns=["group", "fit", "identity_error"])
 

@@ -12,8 +12,7 @@ import pandas as pd
 import torch
 
 from helpers.pinets import evaluate, fits
-from helpers.pinets.examples import IMAGES, at_hand
-from helpers.pinets.fits import Fit
+from helpers.pinets.examples import IMAGES, at_hand, load_model
 from helpers.pinets.presets import ToyShapesStudy
 from helpers.pinets.study import Shelf
 
@@ -37,18 +36,15 @@ def unstretched(
     """
     test = fits.test_set(study)[:n_images]
     rows = []
-    for record in at_hand(records, shelf):
-        fit = Fit(record["group"], int(record["fit"].rsplit("/", 1)[1]))
-        if fit.group not in groups:
-            continue
-        model, peak = shelf.model(fit, study), record["test"]["scale"]
+    for record in at_hand([record for record in records if record["group"] in groups], shelf):
+        model, peak = load_model(record, study, shelf), record["test"]["scale"]
         logits, heat = evaluate.explain(model, evaluate.own_scores, test.x)
         part = heat[:, None] * test.x
         again, seen = evaluate.explain(model, evaluate.own_scores, part)
         stretched = evaluate.predict(model, part / peak if peak > 0 else part)
         rows.append({
-            "group": fit.group,
-            "fit": fit.name,
+            "group": record["group"],
+            "fit": record["fit"],
             "peak": peak,
             "accuracy": evaluate.accuracy(logits, test.y),
             "stretched": evaluate.accuracy(stretched, test.y),
