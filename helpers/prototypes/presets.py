@@ -155,8 +155,8 @@ class PrototypesStudy(Study):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "toybirds": TOYBIRDS,
         "quick": {
-            **TOYBIRDS, "seeds": 1, "groups": ("birdnet@stage2", "birdnet@stage2/classifier"), "dataset.n_train": 100,
-            "dataset.n_test": 60, "train.epochs": 2, "train.push_every": 1, "train.batch_size": 20,
+            **TOYBIRDS, "seeds": 1, "groups": ("birdnet@stage2", "birdnet@stage2/classifier"), "dataset.n_train": 60,
+            "dataset.n_test": 40, "train.epochs": 2, "train.push_every": 1, "train.batch_size": 20,
         },
         "cub_vgg16": CUB,
         "cub_dummy": {**CUB, **DUMMY, "model.num_prototypes": 400, "model.prototype_dim": 32},

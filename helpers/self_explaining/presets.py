@@ -83,10 +83,10 @@ class SelfExplainingStudy(Study):
             "batch_size": 32, "batch_size_critic": 16, "n_critic_batches": 32,
         },
         "quick": {
-            "dataset": "digits", "training_mode": "pretrain_and_joint_and_finetuning", "few_shot_train_percent": 0.1,
+            "dataset": "digits", "training_mode": "pretrain_and_joint_and_finetuning", "few_shot_train_percent": 0.05,
             "n_pretraining_epochs": 1, "n_epochs": 1, "n_finetuning_epochs": 1, "seeds": 1,
             "batch_size": 64, "batch_size_critic": 16, "n_critic_batches": 2,
-            "groups": ("clean/cnn", "clean/lsx", "decoy/cnn", "decoy/lsx"), "critics": 1, "evaluated_images": 20,
+            "groups": ("clean/cnn", "clean/lsx", "decoy/cnn", "decoy/lsx"), "critics": 1, "evaluated_images": 10,
         },
         "reduced": {  # paper_fewshot, trained in an hour and a half of two cores, for all groups and seeds
             "training_mode": "pretrain_and_joint_and_finetuning", "few_shot_train_percent": 0.02,

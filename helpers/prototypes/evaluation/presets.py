@@ -45,7 +45,7 @@ class EvaluationStudy(PrototypesStudy):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         **{name: settings for name, settings in PrototypesStudy.presets.items() if name not in ("quick", "cub_subset")},
         "quick": {
-            **PrototypesStudy.presets["quick"], "groups": ("birdnet@stage2",), "evaluation.images": 4,
+            **PrototypesStudy.presets["quick"], "groups": ("birdnet@stage2",), "evaluation.images": 2,
             "evaluation.points": 9, "evaluation.birds": 20, "evaluation.resamples": 20,
         },
         "cub_subset": {
