@@ -146,8 +146,7 @@ class Ledger:
         if not tolerance >= 0:  # also catches NaN
             raise LedgerError(f"{key}: tolerance {tolerance} is no width")
         value = _measured(ours)
-        slack = tolerance + 1e-9 * max(1.0, abs(reference))  # 0.4 - 0.3 is a hair more than 0.1 in binary
-        holds = abs(value - reference) <= slack if enough and value is not None else None
+        holds = agree(value, reference, tolerance) if enough and value is not None else None
         rule = f"within {_with_unit(tolerance, 'points' if unit == '%' else unit)} of the reference"
         return self.check(
             key,
@@ -202,6 +201,11 @@ class Ledger:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return {"text/plain": repr(self), "text/html": table(self.to_dict()), MIME: self.to_dict()}
+
+
+def agree(value: float, reference: float, tolerance: float) -> bool:
+    """``|value - reference| <= tolerance``, but for rounding: 0.4 - 0.3 is a hair more than 0.1 in binary."""
+    return abs(value - reference) <= tolerance + 1e-9 * max(1.0, abs(reference))
 
 
 def summary(ledger: dict[str, Any]) -> str:

@@ -121,8 +121,8 @@ def train(
     ``batches(epoch)`` gives the epoch's batches, a function of the epoch alone; ``loss(model, batch)`` a scalar, or
     several by name, of which ``"loss"`` is minimised and the means of all stand in the history.
     ``evaluate(model, best)`` returns a score, or None as soon as it knows that ``best`` cannot be beaten; it runs in
-    eval mode after the steps ``evaluate_at`` of each epoch (at its end if none are given). Training stops the moment a
-    score reaches ``stop_at``, and after an epoch that leaves the learning rate at ``stop_rate`` or below. Without
+    eval mode after the batches ``evaluate_at`` of each epoch (at its end if none are given). Training stops the moment
+    a score reaches ``stop_at``, and after an epoch that leaves the learning rate at ``stop_rate`` or below. Without
     ``evaluate`` the last weights are kept.
 
     ``before_epoch(model, epoch)`` comes before an epoch's first batch, and ``after_epoch(model, epoch)`` after its last
@@ -238,6 +238,8 @@ def _epoch(step: _Step, batches, epoch, evaluate, evaluate_at, stop_at, outcome)
                 return
     if not number:
         raise ValueError(f"epoch {epoch} has no batches")
+    if evaluate and evaluate_at and number < min(evaluate_at):
+        raise ValueError(f"epoch {epoch} has {number} batches, none of those that evaluate_at names: {evaluate_at}")
     if number % step.accumulate:
         step.take()
     processes.average([b for b in step.model.buffers() if b.is_floating_point()], step.fabric)  # batch statistics

@@ -642,6 +642,20 @@ def test_kernel_shap_gives_each_image_its_own_superpixels(linear, x, target, qua
         torch.testing.assert_close(heat[one], alone, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["kernel_shap", "lime"])
+def test_the_superpixels_of_an_image_are_its_own_whatever_those_of_the_others(method, linear, x, target, quarters):
+    """Four, nine and four superpixels, of labels that no two images share."""
+    ninths = torch.arange(9).view(3, 3).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    segments = torch.stack([quarters, 100 + ninths, 200 + quarters.T])
+    heat = explain(method, linear, x, target, samples=80, segments=segments)
+    for i in range(3):
+        alone = explain(method, linear, x[i : i + 1], target[i : i + 1], samples=80, segments=segments[i])
+        torch.testing.assert_close(heat[i : i + 1], alone, rtol=1e-4, atol=1e-4)
+    if method == "kernel_shap":
+        with pytest.raises(ValueError, match="16 samples are for 2 to 8 superpixels, not 9"):
+            explain(method, linear, x, target, samples=16, segments=segments)
+
+
 def test_kernel_shap_is_the_mean_over_all_orders_for_interactions_in_pairs():
     weights = torch.randn(4, 4)
     model = Function(lambda x: torch.einsum("bi,ij,bj->b", x.flatten(1), weights, x.flatten(1)))

@@ -1,5 +1,7 @@
 """The comparison of post-hoc methods: the same report for each, resumed, and stale ones refused."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from shelves import TINY, untrained
@@ -50,6 +52,17 @@ def test_those_of_other_settings_are_refused_with_the_remedy(trained):
     baselines.collect(trained.override({"reevaluate": True}))
     with pytest.raises(ArtifactError, match="REEVALUATE=True"):
         baselines.collect(trained.override({"baseline_images": 9}))
+
+
+def test_those_of_other_networks_are_refused_and_only_as_many_read_as_are_asked_for(trained):
+    baselines.collect(trained.override({"reevaluate": True}))
+    assert set(baselines.collect(trained.override({"baseline_fits": 1})).fit) == {"cnn/0"}
+    with pytest.raises(ArtifactError, match="other data, model or training settings"):
+        baselines.collect(trained.override({"group.cnn.training.learning_rate": 0.5}))
+    weights = Path(trained.out) / "weights" / "cnn"
+    (weights / "1.safetensors").write_bytes((weights / "0.safetensors").read_bytes())
+    with pytest.raises(ArtifactError, match=r"cnn/1 were computed from other weights.*REEVALUATE=True"):
+        baselines.collect(trained)
 
 
 def test_where_the_cnns_are_not_asked_for_there_is_nothing_to_compare(trained):

@@ -332,6 +332,24 @@ def test_a_budget_of_masks_that_the_rule_would_ignore_is_refused():
     assert ToyShapesStudy().override(budget | {"group.strong.training.mask_rule": "budget"})
 
 
+def test_a_rule_for_masks_that_teach_nothing_is_refused():
+    message = refusal(ToyShapesStudy().override, {"group.pinet.training.mask_rule": "budget"})
+    assert "means nothing without the mask loss" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model.second_look", "soft"), ("model.activation", "tanh"), ("model.spatial_decoder", False),
+        ("training.feedback", 1.0), ("training.strong", 1.0), ("training.sparsity", 1.0), ("ensemble", True),
+    ],
+)  # fmt: skip
+def test_what_is_for_pinets_alone_is_refused_for_the_cnn(name, value):
+    message = refusal(ToyShapesStudy().override, {f"group.*.{name}": value})
+    assert f"{name}: for a PiNet, not a CNN" in message
+    assert ToyShapesStudy().override({f"group.pinet.{name}": value})
+
+
 @pytest.mark.parametrize("betas", [[0.9], [0.9, 0.9, 0.9], [0.9, 1.0], [-0.1, 0.9]])
 def test_betas_are_two_shares(betas):
     assert "betas" in refusal(ToyShapesStudy().override, {"group.pinet.training.betas": betas})

@@ -309,8 +309,11 @@ def legacy_rule(logits):
     return 1 / (1 + math.exp(-sum(votes) / len(votes))) > 0.5
 
 
-@pytest.mark.parametrize(("y", "share"), [([1, 1, 1, 0], 0.75), ([0, 0, 0, 1], 0.75), ([0, 0], 1.0)])
-def test_the_majority_may_be_of_either_answer(y, share):
+MAJORITIES = [([1, 1, 1, 0], 0.75), ([0, 0, 0, 1], 0.75), ([0, 0], 1.0), ([0, 1, 2, 2], 0.5)]
+
+
+@pytest.mark.parametrize(("y", "share"), MAJORITIES)
+def test_the_majority_may_be_of_any_answer(y, share):
     assert evaluate.majority(torch.tensor(y).float()) == share
 
 
@@ -413,6 +416,41 @@ def test_a_pinet_leaves_no_variance_unexplained(options):
 def test_neither_does_an_ensemble():
     x, y, masks = images()
     assert mars(Ensemble([pinet(0), pinet(1)]).eval(), own_scores, x, y, masks)["alignment_residual"] < 1e-6
+
+
+def test_neither_does_a_pinet_that_reads_other_features_or_several_maps():
+    (x, y, masks), colours = images(), torch.rand(20, 3, 8, 8)
+    torch.manual_seed(0)
+    several = PiNet(Encoder(3, 4, 2), Decoder(8, 2, maps=3)).eval()
+    for model, looked_at in ((pinet(z=torch.square), x), (several, colours)):
+        report = mars(model, own_scores, looked_at, y, masks)
+        assert report["alignment_residual"] < 1e-6 and report["identity_error"] < 1e-5
+        logits, heat = explain(model, own_scores, looked_at)
+        assert alignment_residual(model, logits, heat, looked_at) > 1e-3, "the map times x is not what it adds up"
+        wrong = evaluate.added_up(model, looked_at)[1].roll(1)
+        assert alignment_residual(model, logits, heat, looked_at, wrong) > 1e-3, "the sums of other images"
+
+
+@pytest.mark.parametrize("make", [pinet, cnn])
+def test_maps_and_predictions_are_those_of_eval_mode(make):
+    model, (x, _, _) = make(), images()
+    expected = explain(model, default_explainer(model), x)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = explain(model.train(), default_explainer(model), x)
+    assert model.training and torch.equal(evaluate.predict(model, x), expected.logits)
+    assert torch.equal(found.logits, expected.logits) and torch.equal(found.heat, expected.heat)
+    if make is pinet:
+        assert evaluate.identity_error(model, x) < 1e-5
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items()), "no statistics move"
+
+
+@pytest.mark.parametrize("part", ["test", "validation"])
+def test_masks_are_one_an_image(part):
+    model, (x, y, masks) = pinet(), images()
+    several = masks.expand(-1, 3, -1, -1)
+    given = (several, (x, masks)) if part == "test" else (masks, (x, several))
+    with pytest.raises(ValueError, match=rf"expected {part} masks \[N, 1, H, W\], one an image, not \[20, 3, 8, 8\]"):
+        mars(model, own_scores, x, y, *given)
 
 
 @pytest.mark.parametrize("shift", [0.5, -0.5])

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from operator import methodcaller
+from types import SimpleNamespace
 
 import ipywidgets
 import numpy as np
@@ -16,6 +17,7 @@ from helpers.pinets import evaluate, examples, fits
 from helpers.pinets.explore import Explorer
 from helpers.pinets.presets import GROUPS, ToyShapesStudy
 from helpers.pinets.study import Shelf
+from helpers.pinets.views import Board, view
 
 every_group = pytest.mark.parametrize("group", GROUPS)
 PINETS = [group for group in GROUPS if group != "cnn"]
@@ -94,6 +96,22 @@ def test_what_is_shown_of_each_image_adds_up_to_the_record(made, explorer, group
     oracle = list(shown(threshold="oracle"))
     assert np.nanmean([view.tdr for view in oracle]) == pytest.approx(record["optimal"]["tdr"], abs=1e-3)
     assert np.mean([view.tar for view in oracle]) == pytest.approx(record["optimal"]["tar"], abs=1e-3)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.5])
+def test_evidence_against_the_class_finds_nothing_in_the_explorer_as_in_the_record(threshold):
+    mask = np.eye(8, dtype=np.float32)
+    heat = np.where(mask > 0, 0.8, -0.8).astype(np.float32)
+
+    class Signed:
+        open, logit = (lambda self, name: SimpleNamespace(scale=0.8)), (lambda self, name, x: 0.0)
+
+        def look(self, name, x):
+            return SimpleNamespace(heat=heat)
+
+    shown = view(Signed(), "pinet/0", mask, mask, threshold, recursive=False)
+    assert (shown.tdr, shown.tar) == (1, 1)
+    assert (shown.kept == 1).all() and (shown.unit == 1).all(), "the part that is fed back goes by magnitude"
 
 
 @pytest.mark.parametrize("group", PINETS)
@@ -217,6 +235,15 @@ def test_every_test_image_drawn_again_is_itself(made, explorer):
         picture, mask = explorer.board.render(explorer.board.drawing(image))
         x, expected = test_image(made, image)
         assert (picture == (x * 255).round()).all() and (mask == expected).all()
+
+
+def test_an_image_that_the_test_set_left_out_is_left_out_here():
+    settings = {"data.backgrounds": False, "data.hollow": 0.0, "data.n_blocks": 1, "data.block_size": 8}
+    study = ToyShapesStudy().override(settings | {"test_images": 60})
+    images, board = fits.test_set(study).x[:, 0].numpy(), Board(study)
+    assert len(board.counts) == len(images) < 60, "images that repeat an earlier one are dropped"
+    for i, image in enumerate(images):
+        assert np.array_equal(board.render(board.drawing(i))[0], (image * 255).round())
 
 
 def test_a_shape_placed_changes_image_mask_and_prediction_at_once(explorer):

@@ -149,13 +149,28 @@ def test_the_grid_is_the_published_one():
         (lambda heat, masks: (heat[:4], masks), "must both be"),
         (lambda heat, masks: (heat / 0, masks), "NaN or infinite"),
         (lambda heat, masks: (heat.fill_(math.nan), masks), "NaN or infinite"),
-        (lambda heat, masks: (heat, masks * 255), "masks must hold 0 and 1, not 0.* to 255"),
+        (lambda heat, masks: (heat, masks * 255), "masks must lie in \\[0, 1\\], not between 0.* and 255"),
     ],
 )
 @pytest.mark.parametrize("metric", [detection_rates, mean_detection, detection_curve])
 def test_maps_that_cannot_be_rated_are_refused(heat, masks, change, message, metric):
     with pytest.raises(ValueError, match=message):
         metric(*change(heat, masks))
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(30, 0), (1, -0.1)])
+def test_rates_are_of_normalised_maps(heat, masks, scale, shift):
+    for metric in (detection_rates, mean_detection):
+        with pytest.raises(ValueError, match=r"maps must lie in \[0, 1\].*normalise"):
+            metric(heat * scale + shift, masks)
+    detection_curve(heat * scale + shift, masks)
+
+
+def test_a_curve_counts_pixels_of_the_target_or_not_of_it(heat, masks):
+    soft = masks * 0.5
+    assert detection_rates(heat, soft)[0].isfinite().any(), "shares are rated"
+    with pytest.raises(ValueError, match="0 and 1 alone"):
+        detection_curve(heat, soft)
 
 
 def test_thresholds_must_ascend(heat, masks):
@@ -172,6 +187,9 @@ def test_the_detection_range_spans_the_thresholds_that_satisfy():
     assert detection_range(score, 0.75, thresholds) == (0.01, 0.1), "exceeds is strict"
     assert range_length(score, 0.75, thresholds) == pytest.approx(1)
     assert range_length(score, 0.5, thresholds) == pytest.approx(2)
+    for ask in (detection_range, range_length):
+        with pytest.raises(ValueError, match="4 scores are not at 100 thresholds"):
+            ask(score, 0.75)
     assert detection_range(score, 0.9, thresholds) == (0.1, 0.1) and range_length(score, 0.9, thresholds) == 0
     assert detection_range(score, 0.96, thresholds) is None and range_length(score, 0.96, thresholds) == 0
 

@@ -221,6 +221,12 @@ def test_a_map_of_zeros_has_no_sensitivity(model, x, target):
     assert sensitivity(lambda model, x, target: 0 * x[:, 0], model, x, target).maximum.isnan().all()
 
 
+def test_nor_has_one_of_zeros_whose_neighbours_are_not(model, x, target):
+    bright = torch.full_like(x, 0.45)
+    values = sensitivity(lambda model, x, target: (x[:, 0] - 0.5).clamp(min=0), model, bright, target)
+    assert values.maximum.isnan().all() and values.average.isnan().all()
+
+
 def test_quantus_measures_the_same_relative_stability(model, x, target):
     """With every neighbour in the class of its image, which a small radius makes sure of."""
     import quantus
@@ -289,6 +295,20 @@ def test_an_image_without_neighbours_in_its_class_has_no_relative_stability(targ
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1, bias=False), Spike())
     model[0].weight.data.fill_(1)
     assert all(values.isnan().all() for values in relative_stability(identity, model, x, target))
+
+
+def test_the_last_layer_is_the_one_that_runs_last_not_the_one_registered_last(model, x, target):
+    class HeadFirst(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.head, self.rest = inner.head, torch.nn.Sequential(inner.conv, inner.norm, torch.nn.ReLU(), inner.pool)
+
+        def forward(self, x):
+            return self.head(self.rest(x).flatten(1))
+
+    values = relative_stability(gradient, HeadFirst(model).eval(), x, target)
+    by_name = relative_stability(gradient, model, x, target, layer="pool")
+    assert torch.equal(values.representation, by_name.representation)
 
 
 def test_the_representation_is_what_the_last_weighted_layer_reads(model, x, target):

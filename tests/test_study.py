@@ -367,6 +367,15 @@ def test_retrain_returns_ensembles_of_the_members_that_count(tmp_path, trained_f
     assert trained_fits == []
 
 
+def test_ensembles_of_another_size_than_asked_for_are_not_shown(tmp_path):
+    study, _ = untrained(tmp_path, TINY | {"groups": ["ensemble"]})
+    study = study.override({"out": str(tmp_path)})
+    assert len(collect(study)) == 1
+    for change in ({"members": 1}, {"members": 3}, {"members": 3, "reevaluate": True}):
+        message = refusal(collect, study.override(change))
+        assert f"ensemble/0 has 2 members, not members = {change['members']}" in message and "RETRAIN=True" in message
+
+
 def test_the_course_of_training_is_kept_in_the_record(tmp_path):
     record = retrain(tmp_path, groups=["pinet"], fits=1)[0]
     (log,) = tmp_path.glob("work/pinet/0/*/log.csv")

@@ -138,6 +138,8 @@ def test_evaluations_come_after_the_steps_asked_for(fabric):
 def test_a_rows_loss_is_the_mean_since_the_row_before(fabric):
     each = [row["loss"] for row in fit(fabric, epochs=2, evaluate_at=(1, 2, 3)).history]
     rows = fit(fabric, epochs=2, evaluate_at=(2,)).history
+    with pytest.raises(ValueError, match=r"3 batches, none of those that evaluate_at names: \(4, 9\)"):
+        fit(fabric, evaluate=lambda *_: 0.5, evaluate_at=(4, 9))
     expected = [(each[0] + each[1]) / 2, each[2], (each[3] + each[4]) / 2, each[5]]
     assert [row["loss"] for row in rows] == pytest.approx(expected, rel=1e-5)
 

@@ -60,6 +60,10 @@ class Logit(nn.Module):
         super().__init__()
         self.model, self.target = model, target
 
+    def of(self, rows: Tensor) -> Logit:
+        """The same of the images ``rows`` alone."""
+        return Logit(self.model, None if self.target is None else self.target[rows])
+
     def forward(self, x: Tensor, probability: bool = False) -> Tensor:
         logits = logits_of(self.model, x)
         classes, target = logits.shape[1], self.target

@@ -87,12 +87,11 @@ def lime(
     """
     from captum.attr import Lime
 
-    labels, reference, maps = _superpixels(x, grid, segments)[0], like(x, baseline), []
+    labels, reference, maps = _superpixels(x, grid, segments), like(x, baseline), []
     for one in torch.arange(len(x)).split(1):  # a linear model for each image
-        logit = Logit(y.model, None if y.target is None else y.target[one])
         settings = {"n_samples": samples, "perturbations_per_eval": batch_size, "feature_mask": labels[one, None]}
         with seeded(seed, "lime"):
-            maps.append(Lime(logit).attribute(x[one], baselines=reference[one], **settings))
+            maps.append(Lime(y.of(one)).attribute(x[one], baselines=reference[one], **settings))
     return torch.cat(maps)[:, 0]  # all channels of a superpixel have its weight
 
 
@@ -115,16 +114,30 @@ def kernel_shap(
     superpixels, and had better be eight times. Superpixels are ``grid`` x ``grid`` blocks, or the labels
     ``segments`` [H, W] or [B, H, W]; a pixel shows its superpixel's value. b is the ``baseline``.
     """
-    labels, count = _superpixels(x, grid, segments)
-    if not 2 <= count <= samples // 2:
-        raise ValueError(f"{samples} samples are for 2 to {samples // 2} superpixels, not {count}")
+    labels, reference, maps = _superpixels(x, grid, segments), like(x, baseline), torch.empty_like(x[:, 0])
+    counts = labels.flatten(1).amax(1) + 1
+    for count in counts.unique().tolist():  # images of as many superpixels share their coalitions
+        if not 2 <= count <= samples // 2:
+            raise ValueError(f"{samples} samples are for 2 to {samples // 2} superpixels, not {count}")
+        rows = (counts == count).nonzero()[:, 0]
+        coalitions = _coalitions(count, samples // 2, generator(seed, "kernel_shap"))
+        maps[rows] = _shapley(y.of(rows), x[rows], labels[rows], coalitions, reference[rows], batch_size)
+    return maps
 
-    draws, pairs, sizes = generator(seed, "kernel_shap"), samples // 2, torch.arange(1.0, count)
+
+def _coalitions(count: int, pairs: int, draws: torch.Generator) -> Tensor:
+    """0 and 1, [2 + 2 * pairs, count]: all superpixels, none, and pairs of a coalition and its complement."""
+    sizes = torch.arange(1.0, count)
     size = 1 + torch.multinomial(1 / (sizes * (count - sizes)), pairs, replacement=True, generator=draws)
     rank = torch.rand(pairs, count, generator=draws).argsort(1).argsort(1)
     half = (rank < size[:, None]).double()
-    kept = torch.cat([torch.ones(1, count), torch.zeros(1, count), half, 1 - half])
-    results = _perturbed(y, x, lambda part: kept[part].to(x)[:, labels], len(kept), baseline, batch_size)
+    return torch.cat([torch.ones(1, count), torch.zeros(1, count), half, 1 - half])
+
+
+def _shapley(y: Logit, x: Tensor, labels: Tensor, kept: Tensor, reference: Tensor, batch_size: int) -> Tensor:
+    """`kernel_shap` of images that share their coalitions ``kept``."""
+    samples, count = len(kept) - 2, kept.shape[1]
+    results = _perturbed(y, x, lambda part: kept[part].to(x)[:, labels], len(kept), reference, batch_size)
     full, empty, *_ = scores = torch.cat([logits for logits, _ in results]).double().cpu()
 
     # The last value is full - empty minus the others, which leaves a free regression on the others.
@@ -137,13 +150,14 @@ def kernel_shap(
     return shapley.gather(1, labels.flatten(1)).view_as(labels)
 
 
-def _superpixels(x: Tensor, grid: int, segments: Tensor | None) -> tuple[Tensor, int]:
-    """Labels [B, H, W] from 0, and how many: ``segments`` [H, W] or [B, H, W], else ``grid`` x ``grid`` blocks."""
+def _superpixels(x: Tensor, grid: int, segments: Tensor | None) -> Tensor:
+    """Labels [B, H, W], in each image from 0 without a gap: ``segments`` [H, W] or [B, H, W], else ``grid`` x ``grid``
+    blocks."""
     if segments is None:
         rows, columns = (torch.arange(side) * grid // side for side in x.shape[2:])
         segments = rows[:, None] * grid + columns
-    values, labels = segments.to(x.device).unique(return_inverse=True)
-    return labels.expand(len(x), *x.shape[2:]), len(values)
+    segments = segments.to(x.device).expand(len(x), *x.shape[2:])
+    return torch.stack([labels.unique(return_inverse=True)[1] for labels in segments])
 
 
 def _perturbed(

@@ -33,7 +33,9 @@ class ToyShapesSettings(Settings):
     shapes: Several[Literal["triangle", "square", "circle", "void"]] = SHAPES
     target: Literal["triangle", "square", "circle"] = "triangle"
     relative_frequency: float = Field(5, gt=0, description="how many times as likely any other shape is as the target")
-    backgrounds: bool = Field(True, description="a random grey background an image, else black")
+    backgrounds: bool = Field(
+        True, description="a random grey background an image, else black, where a shape that drew shade 256 is unseen"
+    )
     hollow: float = Field(0.25, ge=0, le=1, description="share of shapes drawn as an outline")
 
     @model_validator(mode="after")
@@ -103,15 +105,10 @@ def generate(seed: int, **settings) -> ToyShapes:
     settings = ToyShapesSettings(**settings)
     if not 0 <= seed <= 2**32 - settings.n_images:
         raise ValueError(f"seed must be in [0, 2**32 - n_images], not {seed}")
-    scene = sample_scenes(seed, settings)
+    scene = without_repeats(sample_scenes(seed, settings), settings)
     images, masks = render(scene, settings)
-    shapes = scene.shape
-    if not settings.backgrounds and settings.hollow == 0:  # the study drops repeated images in this case only
-        _, first = np.unique(images.reshape(len(images), -1), axis=0, return_index=True)
-        keep = np.sort(first)
-        images, masks, shapes = images[keep], masks[keep], shapes[keep]
-    counts = (shapes == settings.shapes.index(settings.target)).sum(1)
-    return ToyShapes(images, masks, counts, shapes, settings, seed)
+    counts = (scene.shape == settings.shapes.index(settings.target)).sum(1)
+    return ToyShapes(images, masks, counts, scene.shape, settings, seed)
 
 
 def test_set(**settings) -> ToyShapes:
@@ -223,6 +220,17 @@ def _replay_scenes(draws: _Replay, shape: np.ndarray, settings: ToyShapesSetting
         low = 1 - scale[triangles, block]
         spread[triangles, block] = low + ((low + 0.2) - low) * draws.uniform(triangles)
     return Scene(shape, background, side, hollow, shade, spread)
+
+
+def without_repeats(scene: Scene, settings: ToyShapesSettings) -> Scene:
+    """The scenes that become images: all of them, but without backgrounds and hollow shapes the study drops those that
+    look like an earlier one."""
+    if settings.backgrounds or settings.hollow > 0:
+        return scene
+    images, _ = render(scene, settings)
+    _, first = np.unique(images.reshape(len(images), -1), axis=0, return_index=True)
+    keep = np.sort(first)
+    return Scene(**{name: values[keep] for name, values in vars(scene).items()})
 
 
 # ---------------------------------------------------------------------------------------------------- drawing

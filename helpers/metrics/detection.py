@@ -39,9 +39,11 @@ def detection_rates(heat: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
     ``TDR = sum(heat * mask) / sum(mask)`` (NaN without a target), ``TAR = sum((1 - heat) * (1 - mask)) / sum(1 -
     mask)`` (NaN without background). ``heat`` and ``masks`` [N, H, W]; arXiv 2601.04378, equation 12 and above.
-    Raises ``ValueError`` for other or unequal shapes, for NaN or infinite values, and for masks outside [0, 1].
+    Raises ``ValueError`` for other or unequal shapes, for NaN or infinite values, and for maps or masks outside [0, 1].
     """
     heat, masks = _checked(heat, masks)
+    if heat.numel() and not 0 <= heat.min() <= heat.max() <= 1:
+        raise ValueError(f"maps must lie in [0, 1], not between {heat.min():g} and {heat.max():g}: normalise them")
     heat, masks = heat.double().flatten(1), masks.double().flatten(1)
     tdr = (heat * masks).sum(1) / masks.sum(1)
     tar = ((1 - heat) * (1 - masks)).sum(1) / (1 - masks).sum(1)
@@ -58,9 +60,12 @@ def detection_curve(heat: Tensor, masks: Tensor, thresholds: np.ndarray = THRESH
     """TDR and TAR at every threshold, from one pass: each pixel is put between two thresholds once, and counted.
 
     ``heat`` [N, H, W] of any scale, ``masks`` [N, H, W] of 0 and 1, ``thresholds`` [T] ascending.
-    Raises ``ValueError`` for thresholds that do not ascend, and as `detection_rates`.
+    Raises ``ValueError`` for thresholds that do not ascend, for masks of other values, and as `detection_rates` for
+    shapes and values that are not finite.
     """
     heat, masks = _checked(heat, masks)
+    if ((masks != 0) & (masks != 1)).any():
+        raise ValueError("masks must hold 0 and 1 alone: what counts as target where a mask is between them?")
     if (np.diff(thresholds) < 0).any():
         raise ValueError("thresholds must ascend")
     n, bins = len(heat), len(thresholds) + 1
@@ -76,7 +81,10 @@ def detection_curve(heat: Tensor, masks: Tensor, thresholds: np.ndarray = THRESH
 
 
 def detection_range(score: np.ndarray, level: float, thresholds: np.ndarray = THRESHOLDS) -> tuple[float, float] | None:
-    """(lowest, highest) threshold whose score exceeds ``level``; None if there is none (spec section 4.3)."""
+    """(lowest, highest) threshold whose score exceeds ``level``; None if there is none (spec section 4.3). Raises
+    ``ValueError`` unless ``score`` [T] is at the ``thresholds`` [T]."""
+    if len(score) != len(thresholds):
+        raise ValueError(f"{len(score)} scores are not at {len(thresholds)} thresholds: give the curve's own")
     above = np.flatnonzero(np.asarray(score) > level)
     return (float(thresholds[above[0]]), float(thresholds[above[-1]])) if len(above) else None
 
@@ -122,5 +130,5 @@ def _checked(heat: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     if heat.numel() and not all(torch.isfinite(extreme) for extreme in heat.aminmax()):
         raise ValueError("heat holds NaN or infinite values")
     if masks.numel() and not 0 <= masks.min() <= masks.max() <= 1:
-        raise ValueError(f"masks must hold 0 and 1, not {masks.min()} to {masks.max()}")
+        raise ValueError(f"masks must lie in [0, 1], not between {masks.min()} and {masks.max()}")
     return heat, masks

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from helpers.attribution.base import aimed, hooked
 from helpers.config import ConfigError, suggest
 from helpers.metrics.base import BATCH, Explain, explained, logits, predicted, streams
+from helpers.metrics.randomisation import weighted_layers
 
 Scale = Literal["none", "max", "minmax", "zscore"]
 Noise = Callable[[torch.Size, torch.Generator], Tensor]
@@ -136,7 +137,8 @@ def sensitivity(
 
     parts = []
     for _, heat in _neighbours(explain, model, x, target, _uniform(radius), "sensitivity", draws, seed, batch):
-        change = _change(heat) / heat[:, :1].flatten(2).norm(dim=2)
+        size = heat[:, :1].flatten(2).norm(dim=2)
+        change = _change(heat) / size.masked_fill(size == 0, torch.nan)
         parts.append([change.amax(1), change.mean(1)])
     return Sensitivity(*map(torch.cat, zip(*parts, strict=True)))
 
@@ -159,7 +161,7 @@ def relative_stability(
 
     ``x_k = x + U(-radius, radius)``, and only those in the same class count: NaN if there are none. No divisor is below
     ``smallest``, in single pixels too: images and maps with many zeros have values of 1 / ``smallest`` and its like.
-    L is the output of ``layer``, or what the model's last linear or convolutional layer reads.
+    L is the output of ``layer``, or what the linear or convolutional layer reads that runs last.
     """
 
     def relative(values: Tensor) -> Tensor:
@@ -211,7 +213,8 @@ def _represented(model: nn.Module, x: Tensor, layer: str | None, batch: int) -> 
     """The logits [N, K], and the representation [N, n] that `relative_stability` means."""
     modules = dict(model.named_modules())
     if layer is None:
-        weighted = [module for module in modules.values() if isinstance(module, nn.Linear | nn.Conv2d)]
+        ran = [modules[name] for name in weighted_layers(model, x[:1])]
+        weighted = [module for module in ran if isinstance(module, nn.Linear | nn.Conv2d)]
         if not weighted:
             raise ConfigError("relative_stability needs the name of a layer: the model has no linear one")
         module = weighted[-1]

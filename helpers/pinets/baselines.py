@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import pandas as pd
@@ -10,7 +11,7 @@ from helpers import artifacts, attribution, config
 from helpers.pinets import evaluate, fits
 from helpers.pinets.fits import Fit, Tensors
 from helpers.pinets.presets import ToyShapesStudy
-from helpers.pinets.study import Shelf, choose_shelf, working_folder
+from helpers.pinets.study import Shelf, checked, choose_shelf, working_folder
 
 GROUP = "cnn"
 
@@ -39,8 +40,8 @@ def collect(study: ToyShapesStudy) -> pd.DataFrame:
         return frame([])
     shelf = choose_shelf(study)
     if not (study.retrain or study.reevaluate):
-        return frame(_checked(artifacts.load_json(artifacts.check_file(path) if shelf.shipped else path), study)
-                     for path in paths(shelf))  # fmt: skip
+        read = (artifacts.load_json(artifacts.check_file(path) if shelf.shipped else path) for path in paths(shelf))
+        return frame(_checked(record, study, shelf) for record in islice(read, study.baseline_fits))
     source = shelf
     if shelf.shipped:  # where the study's records of shipped weights go too
         shelf = Shelf(working_folder(study) / "reevaluated")
@@ -111,9 +112,18 @@ def _computed_from(study: ToyShapesStudy, weights: str) -> dict[str, Any]:
     return {"weights": weights, "settings": config.digest(facts)}
 
 
-def _checked(record: dict[str, Any], study: ToyShapesStudy) -> dict[str, Any]:
-    if record["computed_from"]["settings"] != _computed_from(study, "")["settings"]:
+def _checked(record: dict[str, Any], study: ToyShapesStudy, shelf: Shelf) -> dict[str, Any]:
+    """``record``, if it is of these settings, and of the network that lies on the shelf; else `ArtifactError`."""
+    weights, made = shelf.weights / f"{record['fit']}.safetensors", record["computed_from"]
+    if (network := shelf.record(record["fit"])) is not None:
+        checked(network, study)
+    if made["settings"] != _computed_from(study, "")["settings"]:
         raise artifacts.ArtifactError(
             f"the baselines of {record['fit']} were computed with other settings; run with REEVALUATE=True"
+        )
+    if weights.exists() and artifacts.sha256(weights) != made["weights"]:
+        raise artifacts.ArtifactError(
+            f"the baselines of {record['fit']} were computed from other weights than {weights}; run with "
+            "REEVALUATE=True, or restore the file"
         )
     return record

@@ -7,7 +7,7 @@ import pandas as pd
 
 from helpers.config import data_config
 from helpers.data import toyshapes
-from helpers.ledger import Ledger
+from helpers.ledger import Ledger, agree
 from helpers.pinets import released
 from helpers.pinets.presets import GROUPS, LABELS
 
@@ -25,8 +25,10 @@ class Medians:
         return len(self.groups.get(group, ()))
 
     def enough(self, *groups: str) -> bool:
-        """Are there fits enough in each to compare medians?"""
-        return all(self.fits(group) >= released.MIN_FITS for group in groups)
+        """Are there fits enough in each to compare medians with the released ones, and are they of its settings?"""
+        return all(
+            self.fits(group) >= released.MIN_FITS and self.groups[group].paper_settings.all() for group in groups
+        )
 
     def __call__(self, group: str, metric: str) -> float | None:
         return float(self.groups[group][metric].median()) if self.fits(group) else None
@@ -78,7 +80,7 @@ def check_all_medians(ledger: Ledger, table: pd.DataFrame, metric: str, claim: s
     ours, columns = Medians(table), {group: released.column(group, metric) for group in GROUPS}
     values = {group: value for group, column in columns.items() if (value := ours(group, column)) is not None}
     reference = {group: released.TABLE[group][column][0] for group, column in columns.items()}
-    close = [abs(v - reference[group]) <= released.tolerance(group, columns[group]) for group, v in values.items()]
+    close = [agree(v, reference[group], released.tolerance(group, columns[group])) for group, v in values.items()]
     ledger.check(
         metric,
         claim,

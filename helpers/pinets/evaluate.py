@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helpers import metrics
-from helpers.attribution.base import logits_of, refuse_training
+from helpers.attribution.base import evaluating, logits_of, refuse_training
 from helpers.metrics.base import checked
 from helpers.pinets.models import CNN, Ensemble, PiNet
 
@@ -48,7 +48,7 @@ def explain(model: nn.Module, explainer: Explainer, x: Tensor, batch_size: int =
     parts = []
     for chunk in x.split(batch_size):
         if explainer is own_scores:  # both from one pass
-            with torch.inference_mode():
+            with torch.inference_mode(), evaluating(model):
                 output = model(chunk)
             parts.append((output.logits, _flat(output.scores, _predicted(output.logits))))
         else:
@@ -60,16 +60,15 @@ def explain(model: nn.Module, explainer: Explainer, x: Tensor, batch_size: int =
 
 
 def predict(model: nn.Module, x: Tensor, batch_size: int = 100) -> Tensor:
-    """The logits of ``x`` [N, C, H, W]: [N], or [N, K] of K > 1 classes, of any network that gives some."""
-    with torch.inference_mode():
+    """Any network's logits of ``x`` [N, C, H, W], computed in eval mode: [N], or [N, K] of K > 1 classes."""
+    with torch.inference_mode(), evaluating(model):
         logits = torch.cat([logits_of(model, chunk) for chunk in x.split(batch_size)])
     return logits[:, 0] if logits.shape[1] == 1 else logits
 
 
 def majority(y: Tensor) -> float:
-    """The accuracy on labels ``y`` [N] of whoever always gives the more frequent answer."""
-    share = (y > 0).double().mean().item()
-    return max(share, 1 - share)
+    """The accuracy on labels ``y`` [N] of whoever always gives the most frequent answer."""
+    return y.unique(return_counts=True)[1].max().item() / len(y)
 
 
 def accuracy(logits: Tensor, y: Tensor) -> float:
@@ -104,6 +103,8 @@ def mars(
     if y.shape != x.shape[:1]:
         raise ValueError(f"expected one label per image, [{len(x)}], not {list(y.shape)}")
     for name, some in {"test": masks, "validation": validation[1] if validation else masks}.items():
+        if some.ndim != 4 or some.shape[1] != 1:
+            raise ValueError(f"expected {name} masks [N, 1, H, W], one an image, not {list(some.shape)}")
         if not some.any():
             raise ValueError(f"no {name} image has a target, so that detection cannot be measured: take more images")
     masks = masks[:, 0]
@@ -111,16 +112,19 @@ def mars(
     unit = normalise(heat)
     curve = metrics.detection_curve(unit, masks)
     predicted = accuracy(logits, y)
+    own = explainer is own_scores
+    told, summed = added_up(model, x) if own else (None, None)
+    read = summed if own and not _shows_all(model, x) else None
     report: dict[str, Any] = {
         "accuracy": predicted,
         "scale": float(heat.max()),  # what every map of this model is divided by
         "naive": metrics.mean_detection(unit.clamp(0, 1), masks),
         "optimal": _at(curve, curve.best),
         "curve": {"tdr": curve.tdr.round(5).tolist(), "tar": curve.tar.round(5).tolist()},
-        "alignment_residual": alignment_residual(model, logits, heat, x),
+        "alignment_residual": alignment_residual(model, logits, heat, x, read),
     }
-    if explainer is own_scores:
-        report["identity_error"] = identity_error(model, x)
+    if own:
+        report["identity_error"] = _difference(told, summed)
     if validation is not None:
         report["validated"] = _validated(model, explainer, heat, masks, *validation)
     report["recursive"] = recursive_accuracy(model, unit.abs()[:, None] * x, y)
@@ -149,17 +153,24 @@ def recursive_accuracy(model: nn.Module, explained: Tensor, y: Tensor) -> dict[s
     }
 
 
-def alignment_residual(model: nn.Module, logits: Tensor, heat: Tensor, x: Tensor) -> float:
+def alignment_residual(
+    model: nn.Module, logits: Tensor, heat: Tensor, x: Tensor, summed: Tensor | None = None
+) -> float:
     """Share of the logits' variance that no linear read-out ``c * sum(map) + d`` of the map gives: 0 is aligned.
 
     The map is read as the model reads it (times x under a hard second look, alone under a soft one); of a model that
-    reads no map, the reading that fits better. 0 up to rounding for a PiNet by construction, which this checks. Of
+    reads no map, the reading that fits better. 0 up to rounding for a PiNet by construction, which this checks; one
+    with another z than x, or several maps for one logit, must be given its own sums (``summed``, see `added_up`). Of
     several classes it is the logit of the predicted one, and each class has a read-out of its own. NaN of two images a
     class or fewer, through which a line always goes.
     """
-    readings = {"hard": (heat[:, None] * x).double().sum((1, 2, 3)), "soft": heat.double().sum((1, 2))}
-    look = getattr(model, "second_look", None)
     predicted = _predicted(logits)
+    if summed is not None:
+        readings = [summed if predicted is None else summed.gather(1, predicted[:, None])[:, 0]]
+    else:
+        by_look = {"hard": (heat[:, None] * x).double().sum((1, 2, 3)), "soft": heat.double().sum((1, 2))}
+        look = getattr(model, "second_look", None)
+        readings = [by_look[look]] if look else list(by_look.values())
     if predicted is None:
         classes = [torch.ones(len(logits), dtype=torch.bool)]
     else:
@@ -169,7 +180,7 @@ def alignment_residual(model: nn.Module, logits: Tensor, heat: Tensor, x: Tensor
     targets = [_centred(logits[rows]) for rows in classes]
     variance = sum(target @ target for target in targets)
     residuals = []
-    for total in [readings[look]] if look else readings.values():
+    for total in readings:
         totals = [_centred(total[rows]) for rows in classes]
         pairs = zip(totals, targets, strict=True)
         explained = sum((total @ target) ** 2 / (total @ total).clamp_min(1e-300) for total, target in pairs)
@@ -180,16 +191,22 @@ def alignment_residual(model: nn.Module, logits: Tensor, heat: Tensor, x: Tensor
 def identity_error(model: PiNet | Ensemble, x: Tensor, batch_size: int = 100) -> float:
     """Largest ``|logit - (sum(contributions) + bias)|`` on images ``x`` [N, C, H, W], relative to logits above 1:
     alignment, with the network's own weight and bias."""
+    return _difference(*added_up(model, x, batch_size))
+
+
+def added_up(model: PiNet | Ensemble, x: Tensor, batch_size: int = 100) -> tuple[Tensor, Tensor]:
+    """The logits of images ``x`` [N, C, H, W], and ``sum(contributions) + bias``, which should be the same: float64 on
+    the CPU, [N] or [N, K] each."""
     members = model.members if isinstance(model, Ensemble) else [model]
-    worst = 0.0
-    with torch.inference_mode():
+    parts = []
+    with torch.inference_mode(), evaluating(model):
         bias = sum(getattr(member.aggregator, "bias", 0.0) for member in members) / len(members)  # an Area has none
         for chunk in x.split(batch_size):
             output = model(chunk)
             dims = (1, 2, 3) if output.logits.ndim == 1 else (2, 3)
-            total = model.contributions(output).double().sum(dims) + bias
-            worst = max(worst, float(((output.logits - total).abs() / output.logits.abs().clamp_min(1)).max()))
-    return worst
+            parts.append((output.logits, model.contributions(output).double().sum(dims) + bias))
+    logits, sums = (torch.cat([part.double().cpu() for part in column]) for column in zip(*parts, strict=True))
+    return logits, sums
 
 
 def default_explainer(model: nn.Module) -> Explainer:
@@ -210,6 +227,19 @@ def _validated(
     chosen = metrics.detection_curve(normalise(own, scale), own_masks[:, 0])
     threshold = chosen.thresholds[chosen.best : chosen.best + 1]
     return {"scale": scale, **_at(metrics.detection_curve(normalise(heat, scale), masks, threshold), 0)}
+
+
+def _shows_all(model: PiNet | Ensemble, x: Tensor) -> bool:
+    """Is the explanation all that a logit adds up, one map on x itself?"""
+    with torch.inference_mode():
+        output = model(x[:1])
+    logits = 1 if output.logits.ndim == 1 else output.logits.shape[1]
+    members = model.members if isinstance(model, Ensemble) else [model]
+    return output.scores.shape[1] == logits and all(isinstance(member.z, nn.Identity) for member in members)
+
+
+def _difference(logits: Tensor, summed: Tensor) -> float:
+    return float(((logits - summed).abs() / logits.abs().clamp_min(1)).max())
 
 
 def _at(curve: metrics.DetectionCurve, index: int) -> dict[str, float]:

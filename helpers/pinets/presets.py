@@ -59,6 +59,8 @@ class Training(Settings):
                 f'mask_budget = {self.mask_budget} means nothing under the mask_rule "first_positives", which takes '
                 'one mask a batch: set mask_rule to "budget"'
             )
+        if self.mask_rule == "budget" and not self.strong:
+            raise ValueError('mask_rule = "budget" means nothing without the mask loss: give its weight, strong')
         return self
 
 
@@ -69,6 +71,18 @@ class Group(Settings):
     model: Model = Model()
     training: Training = Training()
     ensemble: bool = False
+
+    @model_validator(mode="after")
+    def _cnn_is_no_pinet(self) -> Group:
+        """The CNN draws no map: what shapes or teaches one would mean nothing."""
+        if self.model.kind == "cnn":
+            idle = [f"model.{name}" for name in ("spatial_decoder", "second_look", "activation")
+                    if getattr(self.model, name) != type(self.model).model_fields[name].default]  # fmt: skip
+            idle += [f"training.{name}" for name in ("feedback", "strong", "sparsity") if getattr(self.training, name)]
+            idle += ["ensemble"] * self.ensemble
+            if idle:
+                raise ValueError(f"{', '.join(idle)}: for a PiNet, not a CNN; name the groups that it is for, not *")
+        return self
 
 
 class Groups(Settings):

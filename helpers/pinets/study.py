@@ -129,10 +129,12 @@ def collect(study: ToyShapesStudy) -> list[dict[str, Any]]:
 
 
 def frame(records: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row a fit: group, label, seed, accepted, how training went, and every number of the report."""
-    rows = []
+    """One row a fit: group, label, seed, whether it has the paper's settings, accepted, how training went, and every
+    number of the report."""
+    rows, paper = [], {group: Fit(group, 0).digest(ToyShapesStudy()) for group in GROUPS}
     for record in records:
         row = {"group": record["group"], "fit": record["fit"], "seed": int(record["fit"].rsplit("/", 1)[1])}
+        row["paper_settings"] = record["computed_from"]["settings"] == paper[record["group"]]
         row |= {k: v for k, v in record["training"].items() if not isinstance(v, list | dict)}
         test = record["test"]
         row |= {"accuracy": test["accuracy"], "shift": test["shift"], "alignment_residual": test["alignment_residual"]}
@@ -284,6 +286,12 @@ def _read(study: ToyShapesStudy, shelf: Shelf) -> list[dict[str, Any]]:
     records = []
     for group in study.groups:
         for record in map(shelf.record, shelf.names(group)):
+            members = record["training"].get("members")
+            if members is not None and len(members) != study.members and not study.retrain:
+                raise artifacts.ArtifactError(
+                    f"{record['fit']} has {len(members)} members, not members = {study.members}; run with RETRAIN=True "
+                    "to train such ensembles"
+                )
             for name, made_from in checked(record, study)["computed_from"]["weights"].items():
                 path = shelf.weights / f"{name}.safetensors"
                 if path.exists() and artifacts.sha256(path) != made_from:

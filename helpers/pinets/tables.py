@@ -6,6 +6,7 @@ import pandas as pd
 from scipy.stats import mannwhitneyu
 
 from helpers.figures import Note
+from helpers.ledger import agree
 from helpers.pinets import released
 from helpers.pinets.evaluate import LEVELS
 from helpers.pinets.fits import build
@@ -67,13 +68,13 @@ def differences(table: pd.DataFrame) -> pd.DataFrame | Note:
     for group, fits in _accepted(table):
         for metric, (low, high) in released.RANGES[group].items():
             median, values = released.TABLE[group][metric][0], fits[metric]
-            wide = released.tolerance(group, metric) + 1e-9  # as `Ledger.within` has it
-            if len(fits) >= released.MIN_FITS and abs(values.median() - median) > wide:
+            tolerance = released.tolerance(group, metric)
+            if len(fits) >= released.MIN_FITS and not agree(values.median(), median, tolerance):
                 outside = int((~values.round(3).between(low, high)).sum())
                 rows[f"{LABELS[group]}: {metric}"] = {
                     "ours": f"{values.median():.3f} ({values.min():.3f} to {values.max():.3f})",
                     "released": f"{median:.3f} ({low:.3f} to {high:.3f})",
-                    "tolerance": f"± {released.tolerance(group, metric):.3f}",
+                    "tolerance": f"± {tolerance:.3f}",
                     "above its median": f"{(values > median).sum()} of {len(fits)}",
                     "outside its range": f"{outside} of {len(fits)}",
                 }

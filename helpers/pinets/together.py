@@ -272,7 +272,7 @@ class _Outcomes:
             outcome.seconds += share
             if not math.isfinite(loss):
                 raise FloatingPointError(f"{self.batch[k].name}: the loss is {loss} in epoch {epoch}, step {step}")
-            score = None if errors is None else 1 - errors[row] / n
+            score = None if errors is None else (n - errors[row]) / n
             if score is not None and score <= outcome.score:
                 score = None
             outcome.history.append(

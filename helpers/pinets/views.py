@@ -51,7 +51,8 @@ class Board:
 
     def __init__(self, study: ToyShapesStudy):
         self.settings: ToyShapesSettings = study.data.override({"n_images": study.test_images})
-        self.scenes = toyshapes.sample_scenes(data_config("toyshapes")["splits"]["test_seed"], self.settings)
+        scenes = toyshapes.sample_scenes(data_config("toyshapes")["splits"]["test_seed"], self.settings)
+        self.scenes = toyshapes.without_repeats(scenes, self.settings)
         target = self.settings.shapes.index(self.settings.target)
         self.counts = (self.scenes.shape == target).sum(1)
 
@@ -274,9 +275,10 @@ def _look(model: nn.Module, x: Tensor) -> Look:
 class View:
     """All that is shown of one image under one fit. Arrays are [H, W]; ``x`` and ``unit`` float32 in [0, 1].
 
-    ``unit`` is the map over its record-wide maximum; ``kept`` the weights of the explained part, `unit` itself or the
-    pixels above the threshold; ``explained = kept * x``; ``again`` the logit of the explained part alone. ``tdr`` is
-    NaN without a target.
+    ``unit`` is the magnitude of the map over its record-wide maximum; ``kept`` the weights of the explained part,
+    `unit` itself or the pixels where it is above the threshold; ``explained = kept * x``; ``again`` the logit of the
+    explained part alone. ``tdr`` and ``tar`` are of the signed map, as in the records: evidence against the class finds
+    nothing. ``tdr`` is NaN without a target.
     """
 
     x: np.ndarray
@@ -294,16 +296,19 @@ def view(fits: Fits, name: str, x: np.ndarray, mask: np.ndarray, threshold: floa
     """``threshold`` None: the naive map. ``recursive``: of the explained part of ``x`` in its place."""
     scale = fits.open(name).scale
 
+    def marked(unit: np.ndarray) -> np.ndarray:
+        return unit if threshold is None else (unit > np.float64(threshold)).astype(np.float32)
+
     def explain(x: np.ndarray) -> tuple[Look, np.ndarray, np.ndarray]:
         look = fits.look(name, x)
-        unit = np.abs(look.heat) / scale if scale > 0 else np.zeros_like(look.heat)
-        unit = unit.clip(0, 1)  # a drawing may exceed what the test set shows
-        return look, unit, unit if threshold is None else (unit > np.float64(threshold)).astype(np.float32)
+        signed = look.heat / scale if scale > 0 else np.zeros_like(look.heat)
+        return look, signed, np.abs(signed).clip(0, 1)  # a drawing may exceed what the test set shows
 
-    look, unit, kept = explain(x)
+    look, signed, unit = explain(x)
     if recursive:
-        x = kept * x
-        look, unit, kept = explain(x)
-    tdr, tar = metrics.detection_rates(torch.from_numpy(kept)[None], torch.from_numpy(mask)[None])
+        x = marked(unit) * x
+        look, signed, unit = explain(x)
+    kept, found = marked(unit), marked(signed.clip(0, 1))
+    tdr, tar = metrics.detection_rates(torch.from_numpy(found)[None], torch.from_numpy(mask)[None])
     again = fits.logit(name, kept * x)
     return View(x, mask, look, unit, kept, kept * x, again, tdr.item(), tar.item())
