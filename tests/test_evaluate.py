@@ -444,6 +444,19 @@ def test_maps_and_predictions_are_those_of_eval_mode(make):
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items()), "no statistics move"
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: reports are compared with those of the CPU")
+@pytest.mark.parametrize("make", [pinet, cnn, lambda: Ensemble([pinet(0), pinet(1)]).eval()])
+def test_a_report_on_a_gpu_is_that_on_the_cpu(make):
+    model, (x, y, masks) = make(), images()
+    explainer = default_explainer(model)
+    expected = mars(model, explainer, x, y, masks, (x, masks))
+    for others in ("cpu", "cuda"):
+        given = [tensor.to(others) for tensor in (y, masks)]
+        report = mars(model.cuda(), explainer, x.cuda(), *given, (x.cuda(), masks.to(others)))
+        for entry in ("accuracy", "scale", "naive", "optimal", "validated", "recursive"):
+            assert report[entry] == pytest.approx(expected[entry], abs=1e-3), entry
+
+
 @pytest.mark.parametrize("part", ["test", "validation"])
 def test_masks_are_one_an_image(part):
     model, (x, y, masks) = pinet(), images()

@@ -71,7 +71,7 @@ class Logit(nn.Module):
             return (logits.sigmoid() if probability else logits)[:, 0]
         if target is None or target.is_floating_point() or not ((target >= 0) & (target < classes)).all():
             raise ValueError(f"expected for each image a target of 0..{classes - 1}, not {target}")
-        target = target.long().repeat(len(x) // len(target))[:, None]
+        target = target.long().to(logits.device).repeat(len(x) // len(target))[:, None]
         return (logits.softmax(1) if probability else logits).gather(1, target)[:, 0]
 
 

@@ -73,6 +73,7 @@ def majority(y: Tensor) -> float:
 
 def accuracy(logits: Tensor, y: Tensor) -> float:
     """Share of images on the right side of 0; of ``logits`` [N, K], of those whose class ``y`` [N] has the highest."""
+    y = y.to(logits.device)
     right = (logits > 0) == (y > 0) if logits.ndim == 1 else logits.argmax(1) == y
     return float(right.double().mean())
 
@@ -97,7 +98,8 @@ def mars(
     map explains the predicted one. ``validation``: (x, masks) on which scale and threshold are chosen for the entry
     ``validated``; the entry ``optimal`` takes the best threshold on the *test* masks, an oracle, as the paper does.
     ``alignment_residual`` is of any map; a PiNet that explains itself also has an ``identity_error``.
-    Raises ``ValueError`` if ``model`` is not in eval mode, no image of a set has a target, or shapes or maps cannot be.
+    Model and ``x`` must lie on one device, the others where they may. Raises ``ValueError`` if ``model`` is not in eval
+    mode, no image of a set has a target, or shapes or maps cannot be.
     """
     refuse_training(model)
     if y.shape != x.shape[:1]:
@@ -107,7 +109,7 @@ def mars(
             raise ValueError(f"expected {name} masks [N, 1, H, W], one an image, not {list(some.shape)}")
         if not some.any():
             raise ValueError(f"no {name} image has a target, so that detection cannot be measured: take more images")
-    masks = masks[:, 0]
+    masks = masks[:, 0].cpu()
     logits, heat = explain(model, explainer, x)
     unit = normalise(heat)
     curve = metrics.detection_curve(unit, masks)
@@ -127,7 +129,7 @@ def mars(
         report["identity_error"] = _difference(told, summed)
     if validation is not None:
         report["validated"] = _validated(model, explainer, heat, masks, *validation)
-    report["recursive"] = recursive_accuracy(model, unit.abs()[:, None] * x, y)
+    report["recursive"] = recursive_accuracy(model, unit.abs()[:, None].to(x) * x, y)
     report["shift"] = predicted - report["recursive"]["accuracy"]
     return report
 
@@ -168,7 +170,7 @@ def alignment_residual(
     if summed is not None:
         readings = [summed if predicted is None else summed.gather(1, predicted[:, None])[:, 0]]
     else:
-        by_look = {"hard": (heat[:, None] * x).double().sum((1, 2, 3)), "soft": heat.double().sum((1, 2))}
+        by_look = {"hard": (heat[:, None] * x.cpu()).double().sum((1, 2, 3)), "soft": heat.double().sum((1, 2))}
         look = getattr(model, "second_look", None)
         readings = [by_look[look]] if look else list(by_look.values())
     if predicted is None:
@@ -224,7 +226,7 @@ def _validated(
     """Detection on the test set with scale and threshold chosen on validation images: no test mask is looked at."""
     own = explain(model, explainer, x).heat
     scale = float(own.max())
-    chosen = metrics.detection_curve(normalise(own, scale), own_masks[:, 0])
+    chosen = metrics.detection_curve(normalise(own, scale), own_masks[:, 0].cpu())
     threshold = chosen.thresholds[chosen.best : chosen.best + 1]
     return {"scale": scale, **_at(metrics.detection_curve(normalise(heat, scale), masks, threshold), 0)}
 
