@@ -277,3 +277,84 @@ def test_recorded_values_survive_functions_and_methods_that_work_in_place():
     torch.testing.assert_close(values["conv1"], below)
     torch.testing.assert_close(values["conv2"], model.conv2(below.relu()).detach())
     assert (values["conv1"] < 0).any() and (values["conv2"] < 0).any()
+
+
+class Underscored(InPlace):
+    def forward(self, x):
+        x = nn.functional.relu_(self.conv1(x))
+        return self.fc(torch.relu_(self.conv2(x)).mean((2, 3)))
+
+
+def test_recorded_values_survive_functions_whose_name_says_that_they_work_in_place():
+    model, x = make(Underscored), images(4, 2)
+    values, below = Network(model, x[:1]).record(x), model.conv1(x).detach()
+    torch.testing.assert_close(values["conv1"], below)
+    torch.testing.assert_close(values["conv2"], model.conv2(below.relu()).detach())
+
+
+class Beside(InPlace):
+    """A vector of channels, and beside it every pixel of another layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(5 + 4 * 36, 3)
+
+    def forward(self, x):
+        a = self.conv1(x)
+        return self.fc(torch.cat([self.conv2(a).mean((2, 3)), a.flatten(1)], 1))
+
+
+def test_channels_and_pixels_side_by_side_are_refused():
+    """The linear layer's columns would be told to the wrong nodes."""
+    with pytest.raises(ConfigError, match="cat"):
+        Network(make(Beside), images(1, 2))
+
+
+class Sized(InPlace):
+    def forward(self, x):
+        n = x.size(0)
+        return self.fc(self.conv2(self.conv1(x).relu()).mean((2, 3)).view(n, -1))
+
+
+def test_a_network_that_reads_the_size_of_its_input_is_refused_in_words():
+    model, x = make(Sized), images(4, 2)
+    network = Network(model, x[:1])
+    with pytest.raises(ConfigError, match=r"write x\.flatten\(1\)"):
+        cut_logits(Samples(network, x), network.links["conv2"], single_cuts([0], [0]), HARD)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+def test_weights_that_are_made_of_others_are_cut_by_one_engine_and_refused_by_the_other(norm):
+    model, x = make(InPlace), images(4, 2)
+    network = Network(norm_of(model, norm), x[:1])
+    samples, link = Samples(network, x), network.links["conv2"]
+    found = cut_logits(samples, link, single_cuts([1], range(5)), HARD)
+    with torch.no_grad():
+        below = model.conv1(x).relu()
+        below[:, 1] = 0
+        expected = model.fc(model.conv2(below).relu().mean((2, 3)))
+    torch.testing.assert_close(found[0], expected)
+    with pytest.raises(ConfigError, match="take 'delta'"):
+        cut_logits(samples, link, single_cuts([1], range(5)), HARD, engine="vmap")
+
+
+def norm_of(model, norm):
+    model.conv2 = norm(model.conv2)
+    return model.eval()
+
+
+def test_noise_on_a_grouped_convolution_has_the_spread_of_its_own_weights():
+    class Grouped(InPlace):
+        def __init__(self):
+            super().__init__()
+            self.conv2 = nn.Conv2d(4, 8, 3, groups=4)
+            self.fc = nn.Linear(8, 3)
+
+    network = Network(make(Grouped), images(1, 2))
+    link, noise = network.links["conv2"], Intervention(kind="additive", amount=1.0)
+    one, other = noise.kernel(link), Intervention(kind="additive", amount=2.0).kernel(link)
+    torch.testing.assert_close(2 * one, other)
+    drawn = one[one != 0]
+    assert len(drawn) == link.module.weight.numel()
+    assert float(drawn.std() / link.module.weight.std()) == pytest.approx(1, abs=0.2)

@@ -290,13 +290,15 @@ def test_weights_that_do_not_fit_the_data_or_the_model_are_refused(whole, tmp_pa
 
 def test_weights_that_may_know_the_test_images_are_told_of(tmp_path, caplog):
     """Spec section 11: the clean images of a critic set are taken out of the test set, by the seed."""
-    clean, unconf = study(), study(dataset="colordigits-unconf")
-    for own in (clean, unconf):
+    unconf, baseline = study(dataset="colordigits-unconf"), study(dataset="colordigits-unconf-baseline")
+    decoys = study(dataset="decoydigits-unconf")  # whose clean images come from the training file
+    for own in (study(), unconf, baseline, decoys):
         data = sets(own, 0)
         net = models.build("Net1", data.in_channels, 10)
         weights.keep(tmp_path / "net.safetensors", net, data, {"seed": 0, "config": own.model_dump(mode="json")})
         smaller = study(dataset=own.dataset, n_critic_batches=1)
-        for asked, seed, told in ((own, 0, False), (own, 1, own is unconf), (smaller, 0, own is unconf)):
+        known = own in (unconf, baseline)
+        for asked, seed, told in ((own, 0, False), (own, 1, known), (smaller, 0, known)):
             caplog.clear()
             weights.read(tmp_path / "net.safetensors", asked, sets(asked, seed), seed)
             assert ("may have learned from images of this test set" in caplog.text) == told

@@ -257,6 +257,9 @@ def test_wrong_shapes_are_refused():
     for maps, labels in ((x[0], y[0]), (x, y[:, :-1]), (x[:0], y[:0])):
         with pytest.raises(ValueError, match=r"expected maps \[N, b, C, H, W\]"):
             lsx.reflect(critic, maps, labels, learning_rate=0.5)
+    for order in (torch.tensor([1, 0]), torch.arange(N)[None]):
+        with pytest.raises(ValueError, match=f"an order of the {N} batches"):
+            lsx.reflect(critic, x, y, learning_rate=0.5, order=order)
 
 
 # -------------------------------------------------------------------------------------------------- learner steps
@@ -367,7 +370,12 @@ def test_finetuning_without_weight_is_the_plain_loss():
     assert losses.explanation is None and torch.equal(losses.total, F.nll_loss(learner(x), y))
 
 
-@pytest.mark.parametrize("options", [{"mode": mode} for mode in MODES] + [{"target": "logit"}, {"steps": 1}])
+MODES_AND_OPTIONS = [{"mode": mode} for mode in MODES] + [
+    {"target": "logit"}, {"steps": 1}, {"mode": "gradcam", "gradcam_weights": "constant"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", MODES_AND_OPTIONS)
 @pytest.mark.parametrize("name", ["Tiny64", "MLP"])
 def test_finetuning_is_the_sum_of_its_two_losses(name, options):
     """Whether or not they share a pass of the net (spec 10, item 7), with dropout in one of them alone."""

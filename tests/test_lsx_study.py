@@ -466,3 +466,13 @@ def test_an_encoder_is_trained_where_it_is_missing(made, monkeypatch):
     encoder = members(settings)[0].encoder
     fits.weights_path(out / "fits", encoder).unlink()
     assert study.measure(members(settings)[0], Shelf(out)) == records[0]
+
+
+def test_confounded_groups_are_measured_of_true_labels_and_scaled_samples_whatever_the_order():
+    for labels, norms in ((("true", "predicted"), ("batch", "sample")), (("predicted", "true"), ("sample", "batch"))):
+        asked = SelfExplainingStudy(evaluated_labels=labels, evaluated_norms=norms)
+        found = Member(asked, "decoy/lsx", 30).asked
+        assert (found["labels"], found["norms"]) == (("true",), ("sample",))
+    only = SelfExplainingStudy(evaluated_labels=("predicted",), evaluated_norms=("batch",))
+    assert Member(only, "decoy/lsx", 30).asked["labels"] == ("predicted",)
+    assert Member(only, "decoy/lsx", 30).asked["norms"] == ("batch",)

@@ -109,6 +109,16 @@ def test_each_map_is_its_own():
         assert torch.allclose(together[1:2, 2:3], pixel_map(s[1:2, 2:3], SMALL, method), rtol=0, atol=1e-6)
 
 
+def test_windows_that_were_made_without_gradients_serve_those_that_want_some():
+    s, field = similarity((1, 1, 8, 8)), receptive_field(nn.Sequential(nn.Conv2d(1, 1, 5, stride=4)), 33)
+    with torch.inference_mode():
+        expected = pixel_map(s, field, reduce="sum")
+    s = s.clone().requires_grad_()
+    found = pixel_map(s, field, reduce="sum")
+    found.sum().backward()
+    assert torch.equal(found, expected) and s.grad.any()
+
+
 def test_negative_similarities_vanish():
     s = similarity((1, 2, 8, 8))
     assert torch.equal(pixel_map(s, SMALL), pixel_map(s.clamp(min=0), SMALL))

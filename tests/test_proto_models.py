@@ -381,6 +381,8 @@ def test_a_pruned_network_adds_up_what_is_left(head, tmp_path):
 def test_pruning_refuses_what_would_leave_a_class_bare():
     assert refusal(models.prune, net(), [2, 3]) == "class 1 would be left without a prototype"
     assert "numbers 0 to 5" in refusal(models.prune, net(), [6]) and "numbers" in refusal(models.prune, net(), [-1])
+    for mask in (torch.arange(6) == 5, torch.tensor([5.0])):
+        assert "mask.nonzero().flatten()" in refusal(models.prune, net(), mask)
     free = net(class_specific=False, readout_type="linear")
     assert refusal(models.prune, free, range(6)) == "the network would be left without a prototype"
     models.prune(free, [])
@@ -429,6 +431,8 @@ def test_the_cost_of_an_image_does_not_depend_on_the_batch():
     assert info.macs(nn.Conv2d(3, 8, 3, stride=2), 11) == 5 * 5 * 8 * 27
     assert info.macs(model, 11) == 25 * (8 * 27 + 8 * DIM + DIM * DIM + DIM * 6) + 6 * CLASSES
     assert not model.training and info.macs(model.train(), 11) and model.training
+    frozen = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8).eval())
+    assert info.macs(frozen, 11) and frozen.training and not frozen[1].training, "each module keeps its own mode"
 
 
 def test_facts_of_a_network_have_the_names_of_the_original():

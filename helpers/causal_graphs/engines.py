@@ -213,6 +213,8 @@ def _vmap(samples: Samples, link: Link, cuts: list[Cut], intervention: Intervent
         what = "skip connections" if link.module is None else f"interventions of kind {intervention.kind!r}"
         raise ConfigError(f"the engine 'vmap' edits weights, which {what} do not: take 'delta'")
     network, module = samples.network, link.module
+    if "weight" not in dict(module.named_parameters(recurse=False)):
+        raise ConfigError(f"the weights of {link.name} are made of others, which 'vmap' cannot edit: take 'delta'")
     weight, kernel = module.weight.detach(), intervention.kernel(link, seed)
     edited = torch.stack([_edited(link, weight, kernel, cut) for cut in cuts])
     name = f"{link.name}.weight"

@@ -48,7 +48,8 @@ class Intervention(Settings):
             change = -self.amount * weight
         elif self.kind == "additive":
             noise = torch.randn(weight.shape, generator=runtime.generator(seed, "additive", link.name))
-            change = self.amount * (weight.std() if link.kind != "identity" else 1.0) * noise.to(weight)
+            spread = 1.0 if link.module is None else link.module.weight.detach().std()  # of edges, not of what is none
+            change = self.amount * spread * noise.to(weight)
         else:
             change = weight
         return change * edges(link)

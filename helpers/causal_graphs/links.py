@@ -75,7 +75,8 @@ def link_output(link: Link, weight: Tensor, lower: Tensor, groups: int = 1) -> T
     if module.padding_mode != "zeros":
         lower = F.pad(lower, module._reversed_padding_repeated_twice, mode=module.padding_mode)
     padding = module.padding if module.padding_mode == "zeros" else 0
-    return CONVOLUTIONS[type(module)](lower, weight, None, module.stride, padding, module.dilation, groups)
+    convolution = next(function for kind, function in CONVOLUTIONS.items() if isinstance(module, kind))
+    return convolution(lower, weight, None, module.stride, padding, module.dilation, groups)
 
 
 def embed(link: Link, delta: Tensor, shape: Sequence[int]) -> Tensor:

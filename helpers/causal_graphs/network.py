@@ -171,6 +171,11 @@ class Network:
             for part in node.target.split("."):
                 value = getattr(value, part)
             return value
+        if node.op == "placeholder":
+            raise ConfigError(
+                f"{type(self.model).__name__} reads the shape of its input, which a cut repeats: in place of "
+                "x.view(x.size(0), -1) write x.flatten(1)"
+            )
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._constant)
         return self._call(node, args, kwargs)
 
@@ -189,7 +194,8 @@ class Network:
             return getattr(args[0], node.target)(*args[1:], **kwargs)
         if node.target in (operator.iadd, operator.imul):
             return {operator.iadd: operator.add, operator.imul: operator.mul}[node.target](*args, **kwargs)
-        if kwargs.get("inplace"):
+        name = getattr(node.target, "__name__", "")
+        if kwargs.get("inplace") or (name.endswith("_") and not name.endswith("__")):  # torch.relu_, say
             args = (args[0].clone(), *args[1:])
         return node.target(*args, **kwargs)
 

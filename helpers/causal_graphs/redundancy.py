@@ -36,7 +36,7 @@ def redundancy(
     seed: int = 0,
     engine: Engine = "delta",
 ) -> pd.DataFrame:
-    """One row a pair of lower nodes of ``link``, cut from ``effects``, strongest interaction first.
+    """One row a pair of lower nodes of ``link``, cut from ``effects``, most redundant first.
 
     i, j; joint, single_i, single_j: mean effects on the outcome; interaction: mean of d_ij - d_i - d_j, image by image,
     with its std, t, p (one-sided: below zero) and q (Benjamini and Hochberg, over the pairs); kind: ``redundant`` or

@@ -83,7 +83,7 @@ def repair(
     after is before. Raises ``ValueError`` with too few correct training images.
     """
     options = options or Repair()
-    network = Network(model, train.inputs([0]))
+    network = Network(model, train.inputs([0]).to(next(model.parameters())))
     proposals = propose(network, train, target, options, seed)
     tuning = train[torch.randperm(len(train), generator=runtime.generator(seed, "tuning"))[: options.n_tuning]]
     chosen = best(proposals, scores(network, [p.edges for p in proposals], tuning, target), options.max_loss)

@@ -163,6 +163,8 @@ class Parser:
             if axis % (len(self.shapes[node.name]) + 1) != first.axis or first.block != 1:
                 self._refuse(node)
             for operand in node.args[0]:
+                if operand.name not in ids or (ids[operand.name].axis, ids[operand.name].block) != (first.axis, 1):
+                    self._refuse(node)
                 operands.append((operand, offset))
                 offset += ids[operand.name].size
             return operands

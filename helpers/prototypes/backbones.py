@@ -18,6 +18,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.overrides import TorchFunctionMode
 
 from helpers import runtime
+from helpers.attribution.base import evaluating
 from helpers.config import ConfigError, suggest
 from helpers.prototypes import architectures, presets, pretrained, tracing
 
@@ -166,16 +167,14 @@ def _probe(
     module: nn.Module, name: str, layer: str, input_size: int, in_channels: int
 ) -> tuple[int, tuple[int, int]]:
     """(channels, (Hz, Wz)) of the map that a black image gives."""
-    training, device = module.training, next(module.parameters()).device
+    x = torch.zeros(1, in_channels, input_size, input_size, device=next(module.parameters()).device)
     try:
-        with torch.no_grad():
-            found = module.eval()(torch.zeros(1, in_channels, input_size, input_size, device=device))
+        with torch.no_grad(), evaluating(module):
+            found = module(x)
     except RuntimeError as error:
         raise ConfigError(
             f"images of {input_size} pixels are too small for {name} up to {layer!r}: {' '.join(str(error).split())}"
         ) from error
-    finally:
-        module.train(training)
     if not isinstance(found, torch.Tensor) or found.ndim != 4:
         what = f"a value of shape {list(found.shape)}" if isinstance(found, torch.Tensor) else "several values"
         raise ConfigError(f"{name} has no map of channels at {layer!r} but {what}: choose another stage")

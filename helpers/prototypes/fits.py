@@ -214,7 +214,8 @@ def _parts(fit: Fit, data: Sets, model: Network, kept: Path, fabric: Fabric) -> 
     whole = sets(study.dataset.override({"val_size": 0.0}), 0).train if shared else data.train
     seed = 0 if shared else fit.seed
     names = ("feature_extractor", "feature_layer", "pretrained", "weights")
-    made_of = [study.dataset.model_dump(mode="json", exclude={"root", "n_test", "augment_factor", "val_size"}), seed]
+    elsewhere = {"root", "n_test", "augment_factor"} | ({"val_size"} if shared else set())
+    made_of = [study.dataset.model_dump(mode="json", exclude=elsewhere), seed]
     folder = kept / config.digest(made_of + [variants, *(getattr(study.model, name) for name in names)])
     known = partial(store, backbone=model.features, device=fabric.device, seed=seed)
     with fabric.rank_zero_first():

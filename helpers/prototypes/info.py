@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from helpers.attribution.base import evaluating
 
 if TYPE_CHECKING:
     from helpers.prototypes.receptive_field import ReceptiveField
@@ -22,7 +22,7 @@ def macs(model: nn.Module, input_size: int, in_channels: int = 3, batch_size: in
     """Multiply-accumulate operations for one image [in_channels, input_size, input_size], in evaluation mode: those of
     convolutions and matrix products. The batch size makes no difference; a model on the meta device is only counted."""
     x = torch.zeros(batch_size, in_channels, input_size, input_size, device=next(model.parameters()).device)
-    with torch.no_grad(), _evaluating(model), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), evaluating(model), FlopCounterMode(display=False) as counter:
         model(x)
     return counter.get_total_flops() // (2 * batch_size)
 
@@ -31,7 +31,7 @@ def seconds(model: nn.Module, x: Tensor, repeats: int = 10, warm_up: int = 3) ->
     """Median seconds of a forward pass of the batch ``x`` in evaluation mode, where the device has finished each before
     the clock is read."""
     found = []
-    with torch.inference_mode(), _evaluating(model):
+    with torch.inference_mode(), evaluating(model):
         for _ in range(warm_up + repeats):
             _synchronise(x.device)
             start = time.perf_counter()
@@ -73,16 +73,6 @@ def too_much_seen(field: ReceptiveField) -> str | None:
         f"a cell of this stage sees {field.mean_percent:.1f} % of the image on average: prototypes will stand for "
         "whole images, not for parts; choose an earlier feature_layer"
     )
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _synchronise(device: torch.device) -> None:

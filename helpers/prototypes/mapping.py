@@ -211,7 +211,8 @@ def _windows(rule: Rule, field: ReceptiveField, sigma_factor: float, like: Tenso
 def _made(rule: Rule, field: ReceptiveField, sigma_factor: float, dtype: torch.dtype, device: torch.device) -> Windows:
     windows = rule(field, sigma_factor)
     seen = np.outer(*((window > 0).sum(0) for window in windows))
-    tensors = (torch.from_numpy(array).to(device, dtype) for array in (*windows, seen))
+    with torch.inference_mode(False):  # they outlive the call that made them, and the next one may want gradients
+        tensors = [torch.from_numpy(array).to(device, dtype) for array in (*windows, seen)]
     return Windows(*tensors, [[_reach(window) for window in axis] for axis in windows])
 
 

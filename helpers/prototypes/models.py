@@ -261,10 +261,13 @@ def build(
 def prune(model: ProtoNet, drop: Sequence[int] | Tensor) -> None:
     """Take the prototypes ``drop`` (indices) out of ``model``, with what it knows and weighs of them.
 
-    Raises `ConfigError` for an index that there is not, and if a class would be left without a prototype.
+    Raises `ConfigError` for an index that there is not, for what are no indices (a mask), and if a class would be left
+    without a prototype.
     """
-    drop = torch.as_tensor(drop, dtype=torch.long, device=model.prototypes.device)
-    count = len(model.prototypes)
+    count, drop = len(model.prototypes), torch.as_tensor(drop, device=model.prototypes.device)
+    if len(drop) and (drop.dtype == torch.bool or drop.is_floating_point()):
+        raise ConfigError(f"expected numbers of prototypes, not {drop.dtype}: a mask's are mask.nonzero().flatten()")
+    drop = drop.long()
     if len(drop) and not 0 <= int(drop.min()) <= int(drop.max()) < count:
         raise ConfigError(f"prototypes have the numbers 0 to {count - 1}: cannot drop {drop.tolist()}")
     keep = torch.ones(count, dtype=torch.bool, device=drop.device)

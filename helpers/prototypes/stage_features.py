@@ -62,7 +62,7 @@ def stage_features(
 ) -> tuple[Features, float]:
     """(features of ``part``'s images, or with ``flipped`` of their mirror images, by ``stages``, name to module path;
     seconds that the forward pass took). ``folder`` holds those of one module and part: shards that are missing there
-    are computed."""
+    are computed. ``module`` is left in eval mode, on ``device`` and in channels_last."""
     network = averaging(module.eval(), list(stages.values())).to(device, memory_format=torch.channels_last)
     shards = []
     starts = range(0, len(part.labels), SHARD)

@@ -65,6 +65,8 @@ def reflect(
             f"expected maps [N, b, C, H, W] with labels [N, b], not {tuple(maps.shape)} with {tuple(labels.shape)}"
         )
     order = torch.arange(len(maps), device=maps.device) if order is None else order.to(maps.device)
+    if order.shape != (len(maps),):
+        raise ValueError(f"expected an order of the {len(maps)} batches, not {tuple(order.shape)}")
     ordered, shown = maps.detach()[order], labels[order]
     flat = _flat(critic_net.parameters())
     weights, moments = _views(flat, critic_net), (torch.zeros_like(flat), torch.zeros_like(flat))

@@ -137,7 +137,8 @@ def _gradcam(net: nn.Module, x: Tensor, y: Tensor, options: Explanation, graph: 
     with hooked([layer], cut):
         total = explained_score(net, x, y, options)
     a, differentiated = outputs[-1], graph and options.gradcam_weights == "differentiated"
-    weights = torch.autograd.grad(total, a, create_graph=differentiated)[0].mean((2, 3), keepdim=True)
+    slope = torch.autograd.grad(total, a, retain_graph=graph, create_graph=differentiated)[0]  # total may serve a loss
+    weights = slope.mean((2, 3), keepdim=True)
     return (weights * a).sum(1, keepdim=True)
 
 

@@ -83,11 +83,16 @@ class Member:
     @property
     def asked(self) -> dict[str, Any]:
         """How `evaluate.evaluate` measures it. Where there is a confounder, accuracy and the share of the explanation
-        on it are the question, which depends on no norm: it is measured of true labels under one norm."""
+        on it are the question, which depends on no norm: true labels under the norm ``sample``, or where these are not
+        asked for, the first labels under the last norm."""
         asked = evaluate.settings(self.study)
         if self.group.startswith("clean/"):
             return asked
-        return asked | {"norms": asked["norms"][-1:], "labels": asked["labels"][:1]}
+        norms, labels = asked["norms"], asked["labels"]
+        return asked | {
+            "norms": ("sample",) if "sample" in norms else norms[-1:],
+            "labels": ("true",) if "true" in labels else labels[:1],
+        }
 
     def wanted(self) -> dict[str, Any]:
         """What a record of this study is computed from, but for the weights."""

@@ -19,7 +19,7 @@ from helpers.artifacts import ArtifactError
 from helpers.self_explaining import models
 from helpers.self_explaining.models import Net
 from helpers.self_explaining.presets import SelfExplainingStudy
-from helpers.self_explaining.sets import Sets
+from helpers.self_explaining.sets import Sets, parts
 
 STUDY = "self_explaining"
 FORMAT = 1  # of weights and checkpoints
@@ -88,7 +88,8 @@ def read(path: str | Path, study: SelfExplainingStudy, data: Sets, seed: int) ->
     trained = metadata.get("config", {}) | {"seed": metadata.get("seed", seed)}
     wanted = {"seed": seed, "n_critic_batches": study.n_critic_batches, "batch_size_critic": study.batch_size_critic}
     other = [name for name, value in wanted.items() if trained.get(name, value) != value]
-    if other and study.dataset.endswith("-unconf"):  # clean images are taken out of the test set by these
+    confounder, _, variant = parts(study.dataset)
+    if other and confounder == "color" and variant.startswith("unconf"):  # clean images are taken out of the test set
         log.warning("%s has another %s: it may have learned from images of this test set", path, " and ".join(other))
     held, needed = (metadata["in_channels"], len(metadata["classes"])), (data.in_channels, data.n_classes)
     if held != needed:
