@@ -66,14 +66,15 @@ def seeded(seed: int, *names: str | int) -> Iterator[None]:
 
 
 @contextmanager
-def deterministic(enabled: bool = True) -> Iterator[None]:
-    """Algorithms that repeat to the bit inside, as far as the device has them (the CPU does)."""
+def deterministic(enabled: bool = True, *, strict: bool = False) -> Iterator[None]:
+    """Algorithms that repeat to the bit inside, as far as the device has them (the CPU does); where it has none, a
+    warning, or with ``strict``, and in all that a strict one holds, an error."""
     cudnn = torch.backends.cudnn
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     before_cudnn = cudnn.deterministic, cudnn.benchmark
     before_fill = torch.utils.deterministic.fill_uninitialized_memory
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # cuBLAS reads it once, at its first call
-    torch.use_deterministic_algorithms(enabled, warn_only=True)
+    torch.use_deterministic_algorithms(enabled, warn_only=not strict and before != (True, False))
     cudnn.deterministic, cudnn.benchmark = enabled, False
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that takes a twentieth of the time
     try:

@@ -364,6 +364,13 @@ class Halved(nn.Module):
         return self.fc(torch.add(self.conv(x), x, alpha=0.5).mean((2, 3)))
 
 
+class Mean(nn.Module):
+    """Of all nodes, on an axis that stays."""
+
+    def forward(self, x):
+        return x.mean(1, keepdim=True)
+
+
 class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()
@@ -382,6 +389,9 @@ def test_layers_whose_paths_cannot_be_followed_are_named():
         Network(Recurrent().eval(), torch.rand(1, 4))
     with pytest.raises(ConfigError, match="did you mean conv2 or conv1"):
         Network(make(Plain), images(1, 2)).link("conv3")
+    mean = nn.Sequential(nn.Conv2d(2, 3, 1), Mean(), nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(32, 2))
+    with pytest.raises(ConfigError, match=r"unknown kind of layer: mean \(mean\)"):
+        Network(mean.eval(), torch.rand(1, 2, 4, 4))
     with pytest.raises(ValueError, match=r"logits \[N, K\]"):
         Network(nn.Conv2d(2, 3, 1).eval(), torch.rand(1, 2, 4, 4))
 
@@ -523,6 +533,9 @@ def test_a_contrast_is_walked_from_both_logits():
     """Class 1 over class 2: a node is cut from both, as its edge into either moves the difference."""
     graph = walk(make(Plain), images(8, 2), 1, effect="contrast", other=2)
     assert graph.layers[0].effects == (1, 2)
+    for half in ({"effect": "contrast"}, {"effect": "margin", "other": 2}):
+        with pytest.raises(ValueError, match="'contrast' needs the other class"):
+            Discovery(**half)
 
 
 def test_one_image_is_enough_only_where_one_is_asked_for():
@@ -545,6 +558,7 @@ def test_double_precision_is_that_of_the_whole_walk():
     double, single = (walk(copy.deepcopy(model).to(t), x.to(t), k) for t in (torch.float64, torch.float32))
     assert found.layers[0].statistics == double.layers[0].statistics != single.layers[0].statistics
     assert model.fc1.weight.dtype == torch.float32
+    assert found.weights_hash == weights_hash(model), "the model's own, not that of its copy"
 
 
 def test_what_another_walk_left_behind_is_not_taken_over(tmp_path):

@@ -220,6 +220,8 @@ def test_parameters_have_the_names_of_the_releases_configuration():
     assert read_parameters(given, CausalGraphsStudy) == defaults
     with pytest.raises(ConfigError, match="did you mean TARGET_IDX"):
         read_parameters({"TARGET_IDXX": 3}, CausalGraphsStudy)
+    with pytest.raises(ConfigError, match="'contrast' needs other_idx"):
+        CausalGraphsStudy().override({"effect": "contrast"})
     with pytest.raises(ConfigError, match="engine"):
         read_parameters({"ENGINE": "naive"}, CausalGraphsStudy)
 
@@ -319,8 +321,10 @@ def test_other_networks_and_data_are_not_judged_by_the_releases_numbers():
     assert set(verdict(claims.check_accuracy, [*few, 0.99]).values()) == {"fails"}
     own = CausalGraphsStudy()
     assert tables.released_sweep(own, 3)["jaccard"] is released.JACCARD
-    for other in ({"dataset_name": "Digits"}, {"model_name": "ResNet18"}, {"layer_name_soft": "fc2"}):
-        assert set(tables.released_sweep(own.override(other), 3).values()) == {None}
+    others = {"dataset_name": "Digits", "model_name": "ResNet18", "layer_name_soft": "fc2", "effect": "margin",
+              "n_samples": 50, "stab_runs": 3}  # fmt: skip
+    for name, value in others.items():
+        assert set(tables.released_sweep(own.override({name: value}), 3).values()) == {None}
     assert set(tables.released_sweep(own, 8).values()) == {None}
 
 

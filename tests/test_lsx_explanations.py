@@ -258,6 +258,8 @@ def test_what_does_not_fit_is_refused():
             explain(net, *wrong, options())
     with pytest.raises(ValueError, match="6 maps are no 4 batches"):
         explain(net, x, y, options(), batches=4)
+    with pytest.raises(ValueError, match="6 maps are no 0 batches"):
+        explain(net, x, y, options(), batches=0)
 
 
 def test_the_metrics_of_the_house_take_these_maps():

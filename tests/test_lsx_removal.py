@@ -253,4 +253,7 @@ def test_maps_that_are_none_are_refused(task, oracle):
                 call(oracle, percents=percents)
     with pytest.raises(ConfigError, match="unknown fill 'medium': did you mean median"):
         by_area(net, x, y, oracle, fill="medium")
+    for call in (by_value, by_area):
+        with pytest.raises(ValueError, match="a label for each of"):
+            call(net, x, y[:1], oracle)
     assert set(removal.FILLS) == {"median", "mean", "min", "zero"}

@@ -209,6 +209,8 @@ def test_evaluate_measures_both_nets_under_both_norms_and_labels(folder, monkeyp
         found = table[(table.metric == "accuracy") & (table.role == role)]
         assert found.value.tolist() == [evaluate.accuracy(net, few.test_x, few.test_y)] * 4
     assert "iies" in set(table.metric)
+    with pytest.raises(ConfigError, match="one seed, --random_seed, not of 2"):
+        modes.evaluate(STUDY.override({"model_pt": trained(folder, "finetune"), "seeds": 2}))
 
 
 def test_what_does_not_repeat_is_an_error_where_that_is_asked_for(folder, tmp_path, monkeypatch):

@@ -136,6 +136,8 @@ def test_the_table_of_provenance():
     for row in table.itertuples():
         assert (row.y0, row.y1, row.x0, row.x1) == one.box(row.row, row.column)
         assert [row.row, row.column] == model.source_cell[row.prototype].tolist()
+    with pytest.raises(ValueError, match="they are another net's"):
+        provenance_table(model, field(SIZE, 7, 8, 0, 4))
 
 
 def test_bad_input_is_named():

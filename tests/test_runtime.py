@@ -77,6 +77,8 @@ def test_deterministic_holds_inside_and_restores_what_was(before):
         assert (cudnn.deterministic, cudnn.benchmark) == outside
         with deterministic(False):
             assert not torch.are_deterministic_algorithms_enabled()
+        with deterministic(strict=True), deterministic():
+            assert not torch.is_deterministic_algorithms_warn_only_enabled(), "what a strict one holds is strict"
     finally:
         torch.use_deterministic_algorithms(False)
 

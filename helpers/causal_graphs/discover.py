@@ -70,6 +70,8 @@ class Discovery(Settings):
 
     @model_validator(mode="after")
     def _threshold(self) -> Discovery:
+        if (self.effect == "contrast") != (self.other is not None):
+            raise ValueError("effect 'contrast' needs the other class, and nothing else has one")
         if self.candidates == "screen" and self.selection.mode == "reference":
             raise ValueError("a screen drops what is far from delta, which mode 'reference' does not know")
         return self
@@ -107,7 +109,7 @@ def explain(
         raise ConfigError("a network of one logit has none for each class: give it two, of which the first is 0")
     samples = Samples(network, x, options.chunk_mb)
     facts = {"model": names[0] or type(model).__name__, "dataset": names[1], "split": names[2]}
-    facts["search"] = search_facts(options, n_samples)
+    facts |= {"search": search_facts(options, n_samples), "weights_hash": weights_hash(model)}
     path = Path(path) if path else None
     return discover(samples, target, options, seed=seed, indices=indices, facts=facts, path=path, progress=progress)
 
@@ -170,6 +172,7 @@ def discover(
         "model": type(network.model).__name__,
         "dataset": "",
         "search": search_facts(options, len(samples)),
+        "weights_hash": weights_hash(network.model),
         **(facts or {}),
         "target": target,
         "other": options.other,
@@ -180,7 +183,6 @@ def discover(
         "effect": options.effect,
         "selection": options.selection.model_dump(mode="json"),
         "version": __version__,
-        "weights_hash": weights_hash(network.model),
     }
     partial = path and path.with_name(f".{path.stem}.partial.json")
     layers = _begun(partial, about)

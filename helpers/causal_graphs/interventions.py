@@ -48,8 +48,7 @@ class Intervention(Settings):
             change = -self.amount * weight
         elif self.kind == "additive":
             noise = torch.randn(weight.shape, generator=runtime.generator(seed, "additive", link.name))
-            spread = 1.0 if link.module is None else link.module.weight.detach().std()  # of edges, not of what is none
-            change = self.amount * spread * noise.to(weight)
+            change = self.amount * link.spread() * noise.to(weight)
         else:
             change = weight
         return change * edges(link)

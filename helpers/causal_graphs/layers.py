@@ -60,7 +60,8 @@ class Layer(Comparable):
     edges: single edges, where they were measured.
     weight_norms: float64 [tested, measured effects], [tested, 1] of one-to-one edges. Where it is 0 there is no edge.
     offset: a one-to-one edge leads from node i to effect ``offset + i`` (behind another operand of a concatenation).
-    passes: images that were run through the network's rest, for this layer.
+    passes: images that were run through the network's rest, for this layer; not
+        those that retested what a screen dropped.
     dropped, retested, missed: candidates that a gradient's screen left out; how many of these were tested all the same;
         and how many of them turned out to be causes.
     seconds: that took. Neither compared nor saved: the same seed gives the same file.

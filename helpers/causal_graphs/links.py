@@ -60,6 +60,10 @@ class Link:
             return _dense(weight, self.module.groups)
         return weight
 
+    def spread(self) -> Tensor:
+        """[]: the standard deviation of the weights of its edges; 1 for a skip connection, whose weights are all 1."""
+        return torch.ones((), dtype=torch.float64) if self.module is None else self.module.weight.detach().std()
+
     def positions(self, effects: Sequence[int]) -> Tensor:
         """The channels, in the value of ``at``, of those nodes of the target space that this link leads into."""
         local = (e - self.offset for e in effects)

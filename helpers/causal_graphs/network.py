@@ -185,19 +185,13 @@ class Network:
             return self._constant(node)
         if node.op == "call_module":
             module = self._modules[node.target]
-            if getattr(module, "inplace", False):
-                args = (args[0].clone(), *args[1:])
-            return module(*args, **kwargs)
-        if node.op == "call_method":
-            if node.target.endswith("_"):
-                args = (args[0].clone(), *args[1:])
-            return getattr(args[0], node.target)(*args[1:], **kwargs)
-        if node.target in (operator.iadd, operator.imul):
-            return {operator.iadd: operator.add, operator.imul: operator.mul}[node.target](*args, **kwargs)
-        name = getattr(node.target, "__name__", "")
-        if kwargs.get("inplace") or (name.endswith("_") and not name.endswith("__")):  # torch.relu_, say
-            args = (args[0].clone(), *args[1:])
-        return node.target(*args, **kwargs)
+            return module(*(_spared(args) if getattr(module, "inplace", False) else args), **kwargs)
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        in_place = name.endswith("_") and not name.endswith("__")  # torch.relu_, say
+        if in_place or kwargs.get("inplace") or node.target in (operator.iadd, operator.imul):
+            args = _spared(args)
+        function = getattr(args[0], node.target) if node.op == "call_method" else node.target
+        return function(*(args[1:] if node.op == "call_method" else args), **kwargs)
 
     def _edits(self, masks: Mapping[str, Tensor], like: Tensor) -> dict[str, list[tuple[Link, Tensor]]]:
         """By the fx node that it moves: each masked link and its mask, checked, on the device and of the type of
@@ -293,6 +287,11 @@ def reverse(network: Network) -> Iterator[tuple[Space, list[Link]]]:
     for space in reversed(list(network.spaces.values())):
         if readers := [link for link in network.links.values() if link.source == space.name]:
             yield space, readers
+
+
+def _spared(args: tuple) -> tuple:
+    """``args`` with a copy of the first, which is about to be written over."""
+    return (args[0].clone() if isinstance(args[0], Tensor) else args[0], *args[1:])
 
 
 def weights_hash(model: nn.Module) -> str:

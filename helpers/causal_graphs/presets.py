@@ -148,6 +148,12 @@ class CausalGraphsStudy(Study):
     lipschitz: Lipschitz = Lipschitz()
     networks: Several[str] = Field(("resnet18", "convnext"), description="presets of larger networks shown beside")
 
+    @model_validator(mode="after")
+    def _contrasted(self) -> CausalGraphsStudy:
+        if (self.effect == "contrast") != (self.other_idx is not None):
+            raise ValueError("effect 'contrast' needs other_idx, the other class, and no other effect has one")
+        return self
+
     @property
     def screened(self) -> bool:
         """Are graphs so dear that a gradient chooses the candidates? Then only `scored_classes` have one."""

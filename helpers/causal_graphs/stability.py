@@ -50,7 +50,7 @@ class Sweep(Settings):
     def intervention(self, link: Link, u: float) -> Intervention:
         if self.kind == "scale":
             return Intervention(kind="scale", amount=1 - u)
-        return Intervention(amount=u * (weight_scale(link) if self.kind == "relative" else 1.0))
+        return Intervention(amount=u * (float(link.spread()) if self.kind == "relative" else 1.0))
 
 
 def repeat(
@@ -115,11 +115,6 @@ class Pool:
 
     def inputs(self, rows: Tensor) -> Tensor:
         return self._images.inputs(rows).to(self._like)
-
-
-def weight_scale(link: Link) -> float:
-    """The standard deviation of a layer's weights; 1 for a skip connection, whose weights are all 1."""
-    return 1.0 if link.module is None else float(link.module.weight.detach().std())
 
 
 def closed_form(lower: Tensor, weight: Tensor, u: float) -> Tensor:

@@ -176,14 +176,15 @@ def strongest(graph: CausalGraph, n: int = 3) -> pd.DataFrame:
 
 
 def release_counts(study: CausalGraphsStudy) -> Mapping[str, tuple[int, int]] | None:
-    """What the release stores, where it can be compared: LeNet on MNIST."""
-    return released.COUNTS if (study.dataset_name, study.model_name) == ("MNIST", "LeNet") else None
+    """What the release stores, where it can be compared: LeNet on MNIST, its logits, judged on 100 images."""
+    same = (study.dataset_name, study.model_name, study.effect, study.n_samples) == ("MNIST", "LeNet", "logit", 100)
+    return released.COUNTS if same else None
 
 
 def released_sweep(study: CausalGraphsStudy, target: int) -> dict[str, Mapping[float, float] | None]:
     """What the release stores of a sweep over soft values, as `figures.stability_curves` takes it: of LeNet on MNIST,
-    class 3, layer fc3; None each where something else is swept."""
-    same = release_counts(study) and (target, study.layer_name_soft) == (3, "fc3")
+    class 3, layer fc3, 10 runs at each; None each where something else is swept."""
+    same = release_counts(study) and (target, study.layer_name_soft, study.stab_runs) == (3, "fc3", 10)
     return {"appearance": released.APPEARANCE if same else None, "jaccard": released.JACCARD if same else None}
 
 

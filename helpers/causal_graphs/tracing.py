@@ -198,6 +198,8 @@ class Parser:
             return replace(own, axis=[d % len(before) for d in dims].index(own.axis))
         if name == "mean" or name == "squeeze":
             if len(shape) == len(before):
+                if shape[own.axis] != before[own.axis]:  # the mean of all nodes
+                    self._refuse(node)
                 return own
             dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
             gone = {d % len(before) for d in (dims if isinstance(dims, tuple | list) else [dims])}

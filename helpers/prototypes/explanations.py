@@ -176,7 +176,9 @@ def training_patch(part: Part, index: int, box: Box) -> Tensor:
 
 def provenance_table(model: ProtoNet, field: ReceptiveField) -> pd.DataFrame:
     """Where each prototype comes from, one row each: prototype, class (-1: none), image (official training index),
-    cell (row, column) and box (y0, y1, x0, x1); all -1 before the first projection."""
+    cell (row, column) and box (y0, y1, x0, x1); all -1 before the first projection. Raises ``ValueError`` if the map of
+    the net is not the field's."""
+    _output(model, torch.zeros(3, *field.input_size), field)
     cell = model.source_cell.cpu()
     box = torch.as_tensor(field.lookup)[cell[:, 0], cell[:, 1]].where(cell[:, :1] >= 0, -1)
     columns = torch.column_stack((model.prototype_class.cpu(), model.source_image.cpu(), cell, box))
@@ -184,6 +186,7 @@ def provenance_table(model: ProtoNet, field: ReceptiveField) -> pd.DataFrame:
     return table.rename_axis("prototype").reset_index()
 
 
+@torch.no_grad()
 def _output(model: ProtoNet, x: Tensor, field: ReceptiveField) -> Output:
     if x.ndim != 3 or x.shape[1:] != tuple(field.input_size):
         raise ValueError(f"expected one image [3, {', '.join(map(str, field.input_size))}], not {tuple(x.shape)}")

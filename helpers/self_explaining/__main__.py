@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from helpers import options
+from helpers import options, runtime
 from helpers.self_explaining import modes
 from helpers.self_explaining.presets import SelfExplainingStudy
 
@@ -36,10 +36,8 @@ def _run(words: list[str]) -> None:
         return
     strict = given.pop("deterministic", False)
     study = resolve(given)
-    if command == "evaluate":
-        modes.evaluate(study)
-    else:
-        modes.run(study, strict=strict)
+    with runtime.deterministic(strict=strict):
+        (modes.evaluate if command == "evaluate" else modes.run)(study)
 
 
 def resolve(given: dict[str, Any]) -> SelfExplainingStudy:

@@ -84,8 +84,8 @@ def post(
 def peaks(a: Tensor, options: Explanation, batches: int | None = None) -> Tensor:
     """The largest positive value (or 0) of ``a`` [B, ...] in each of ``batches`` consecutive batches (None: one), or in
     each sample, whichever `Explanation.norm` divides by: [batches] or [B]. Keeps the graph of a."""
-    count = len(a) if options.norm == "sample" else batches or 1
-    if len(a) % count:
+    count = len(a) if options.norm == "sample" else 1 if batches is None else batches
+    if count < 1 or len(a) % count:
         raise ValueError(f"{len(a)} maps are no {count} batches of equal size")
     return F.relu(a).reshape(count, -1).amax(1)
 

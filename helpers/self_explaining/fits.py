@@ -162,16 +162,16 @@ def weights_path(out: Path, fit: Fit, phase: PhaseName | None = None) -> Path:
 # -------------------------------------------------------------------------------------------------- training
 
 
-def train(fit: Fit, out: Path, *, progress: bool = False, strict: bool = False) -> dict[str, Any]:
+def train(fit: Fit, out: Path, *, progress: bool = False) -> dict[str, Any]:
     """Run the phases of ``fit`` that are not done yet; return the metadata of its last weights.
 
     Below ``out/<fit.name>``: ``config.json``; ``pretrained_model``, ``joint_model`` and ``finetuned_model.safetensors``
     as far as there are such phases; ``log.csv``, a row an epoch (`phases.read_log`); TensorBoard events unless
     ``logging_disabled``. Phases that have ended are read, one that was cut off goes on from its checkpoint.
 
-    A fit's bits depend on the number of threads, and on no other setting of the machine; ``strict`` makes it an error
-    where an operation of the device does not repeat to the bit. Raises `ArtifactError` for files of other settings,
-    `ConfigError` and `DownloadError` as `sets` does, and ``FloatingPointError`` when a loss is not finite.
+    A fit's bits depend on the number of threads, and on no other setting of the machine. Raises `ArtifactError` for
+    files of other settings, `ConfigError` and `DownloadError` as `sets` does, and ``FloatingPointError`` when a loss is
+    not finite.
     """
     if weights_path(out, fit).exists():
         return load(weights_path(out, fit), fit)[1]
@@ -179,8 +179,6 @@ def train(fit: Fit, out: Path, *, progress: bool = False, strict: bool = False) 
     artifacts.ensure_writable(folder)
     where = device(study)
     with runtime.deterministic():
-        if strict:
-            torch.use_deterministic_algorithms(True)
         data = sets(study, fit.seed).to(where)
         describe(folder, fit)
         net = first_net(fit, data)

@@ -31,22 +31,22 @@ PICTURED = 100  # explanations in the picture of `save_explanations`, as many of
 log = logging.getLogger(__name__)
 
 
-def run(study: SelfExplainingStudy, *, strict: bool = False) -> list[dict[str, Any]]:
+def run(study: SelfExplainingStudy) -> list[dict[str, Any]]:
     """Do what ``study.training_mode`` says (spec section 4.4) with each of its seeds; a record of each.
 
-    ``strict``: an error where an operation does not repeat to the bit. Raises `ConfigError` for ``model_pt`` missing or
-    of the wrong name, `ArtifactError` for a file that is not what it should be, and what `fits.train` does.
+    Raises `ConfigError` for ``model_pt`` missing or of the wrong name, `ArtifactError` for a file that is not what it
+    should be, and what `fits.train` does.
     """
     fits.check_model_pt(study)
     act = MODES.get(study.training_mode)
     seeds = range(study.first_seed, study.first_seed + study.seeds)
-    return [act(study, seed) if act else train(study, seed, strict=strict) for seed in seeds]
+    return [act(study, seed) if act else train(study, seed) for seed in seeds]
 
 
-def train(study: SelfExplainingStudy, seed: int, *, strict: bool = False) -> dict[str, Any]:
+def train(study: SelfExplainingStudy, seed: int) -> dict[str, Any]:
     """The metadata of the last weights, and their ``path``."""
     out, fit = fits.working_folder(study), Fit(study, seed)
-    facts = fits.train(fit, out, progress=study.verbose, strict=strict)
+    facts = fits.train(fit, out, progress=study.verbose)
     path = fits.weights_path(out, fit)
     log.info("%s: test accuracy %.2f %%", path, facts["accuracy"])
     return facts | {"path": str(path)}
@@ -100,9 +100,11 @@ MODES: dict[str, Callable[[SelfExplainingStudy, int], dict[str, Any]]] = {
 def evaluate(study: SelfExplainingStudy) -> pd.DataFrame:
     """All of spec section 6, of the weights ``model_pt`` and, if named, ``vanilla_model_pt``, for both labels and under
     both norms: a row a number. ``misc_model_pt`` is the encoder of the explanation similarity; without it, that is left
-    out. Writes ``evaluation.csv``. Raises `ConfigError` if ``model_pt`` is not named."""
+    out. Writes ``evaluation.csv``. Raises `ConfigError` if ``model_pt`` is not named or there are several seeds."""
     if not study.model_pt:
         raise ConfigError("evaluate needs --model_pt FILE (MODEL_PT): the weights that are evaluated")
+    if study.seeds > 1:
+        raise ConfigError(f"evaluate reads the weights of one seed, --random_seed, not of {study.seeds}")
     data = _data(study, study.first_seed)
     encoder = weights.read(study.misc_model_pt, study, data, study.first_seed) if study.misc_model_pt else None
     if encoder is None:

@@ -56,7 +56,8 @@ def by_value(
 
     Each map becomes ``s = (heat - min) / (range + 1e-6)``. Comprehensiveness replaces pixels with ``s >= 1 - k`` by the
     ``fill``, sufficiency those with ``s <= 1 - k``. A row for each of `METRICS` and each k: metric, percent (100 k),
-    replaced (percent of the pixels) and accuracy (percent of the images). Raises `ConfigError` for an unknown fill.
+    replaced (percent of the pixels) and accuracy (percent of the images). Raises `ConfigError` for an unknown fill,
+    ``ValueError`` for shapes that do not fit.
 
     Of a peaked map much less than k is above ``1 - k``: `by_area` compares equal numbers of pixels.
     """
@@ -175,6 +176,8 @@ def _accuracies(
 ) -> DataFrame:
     if fill not in FILLS:
         raise ConfigError(f"unknown fill {fill!r}: {suggest(fill, FILLS)}")
+    if y.shape != (len(x),):
+        raise ValueError(f"expected a label for each of {len(x)} images, not {tuple(y.shape)}")
     hits, replaced = _measured(
         net, x, y, filled(x, FILLS[fill](x)), masks, lambda output, labels: output.argmax(1) == labels
     )
