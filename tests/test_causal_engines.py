@@ -270,26 +270,22 @@ class InPlace(nn.Module):
         return self.fc(self.conv2(x).relu_().mean((2, 3)))
 
 
-def test_recorded_values_survive_functions_and_methods_that_work_in_place():
-    model, x = make(InPlace), images(4, 2)
-    network = Network(model, x[:1])
-    values, below = network.record(x), model.conv1(x).detach()
-    torch.testing.assert_close(values["conv1"], below)
-    torch.testing.assert_close(values["conv2"], model.conv2(below.relu()).detach())
-    assert (values["conv1"] < 0).any() and (values["conv2"] < 0).any()
-
-
 class Underscored(InPlace):
+    """Functions whose name says it."""
+
     def forward(self, x):
         x = nn.functional.relu_(self.conv1(x))
         return self.fc(torch.relu_(self.conv2(x)).mean((2, 3)))
 
 
-def test_recorded_values_survive_functions_whose_name_says_that_they_work_in_place():
-    model, x = make(Underscored), images(4, 2)
-    values, below = Network(model, x[:1]).record(x), model.conv1(x).detach()
+@pytest.mark.parametrize("kind", [InPlace, Underscored])
+def test_recorded_values_survive_functions_and_methods_that_work_in_place(kind):
+    model, x = make(kind), images(4, 2)
+    network = Network(model, x[:1])
+    values, below = network.record(x), model.conv1(x).detach()
     torch.testing.assert_close(values["conv1"], below)
     torch.testing.assert_close(values["conv2"], model.conv2(below.relu()).detach())
+    assert (values["conv1"] < 0).any() and (values["conv2"] < 0).any()
 
 
 class Beside(InPlace):

@@ -69,7 +69,7 @@ class Discovery(Settings):
 
 
     @model_validator(mode="after")
-    def _threshold(self) -> Discovery:
+    def _whole(self) -> Discovery:
         if (self.effect == "contrast") != (self.other is not None):
             raise ValueError("effect 'contrast' needs the other class, and nothing else has one")
         if self.candidates == "screen" and self.selection.mode == "reference":
@@ -165,15 +165,14 @@ def discover(
     progress: bool = False,
 ) -> CausalGraph:
     """The walk itself, on ``samples``. See `explain`."""
-    network = samples.network
+    network, facts = samples.network, facts or {}
     if not 0 <= target < network.logits.size:
         raise ConfigError(f"the target must be a logit of 0 to {network.logits.size - 1}, not {target}")
     about = {
         "model": type(network.model).__name__,
         "dataset": "",
         "search": search_facts(options, len(samples)),
-        "weights_hash": weights_hash(network.model),
-        **(facts or {}),
+        **facts,
         "target": target,
         "other": options.other,
         "sample_indices": range(len(samples)) if indices is None else torch.as_tensor(indices).tolist(),
@@ -183,6 +182,7 @@ def discover(
         "effect": options.effect,
         "selection": options.selection.model_dump(mode="json"),
         "version": __version__,
+        "weights_hash": facts.get("weights_hash") or weights_hash(network.model),
     }
     partial = path and path.with_name(f".{path.stem}.partial.json")
     layers = _begun(partial, about)

@@ -183,15 +183,12 @@ class Network:
         """One operation, never in place: recorded values have to stay what they were."""
         if node.op == "get_attr":
             return self._constant(node)
-        if node.op == "call_module":
-            module = self._modules[node.target]
-            return module(*(_spared(args) if getattr(module, "inplace", False) else args), **kwargs)
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        in_place = name.endswith("_") and not name.endswith("__")  # torch.relu_, say
-        if in_place or kwargs.get("inplace") or node.target in (operator.iadd, operator.imul):
-            args = _spared(args)
-        function = getattr(args[0], node.target) if node.op == "call_method" else node.target
-        return function(*(args[1:] if node.op == "call_method" else args), **kwargs)
+        module = self._modules[node.target] if node.op == "call_module" else None
+        if _in_place(node, module, kwargs) and isinstance(args[0], Tensor):
+            args = (args[0].clone(), *args[1:])
+        if node.op == "call_method":
+            return getattr(args[0], node.target)(*args[1:], **kwargs)
+        return (node.target if module is None else module)(*args, **kwargs)
 
     def _edits(self, masks: Mapping[str, Tensor], like: Tensor) -> dict[str, list[tuple[Link, Tensor]]]:
         """By the fx node that it moves: each masked link and its mask, checked, on the device and of the type of
@@ -289,9 +286,13 @@ def reverse(network: Network) -> Iterator[tuple[Space, list[Link]]]:
             yield space, readers
 
 
-def _spared(args: tuple) -> tuple:
-    """``args`` with a copy of the first, which is about to be written over."""
-    return (args[0].clone() if isinstance(args[0], Tensor) else args[0], *args[1:])
+def _in_place(node: fx.Node, module: nn.Module | None, kwargs: Mapping[str, Any]) -> bool:
+    """Does the operation write over its first argument?"""
+    if module is not None:
+        return getattr(module, "inplace", False)
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    named = name.endswith("_") and not name.endswith("__")  # torch.relu_, say
+    return named or kwargs.get("inplace", False) or node.target in (operator.iadd, operator.imul)
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -200,7 +200,6 @@ def _output(model: ProtoNet, x: Tensor, field: ReceptiveField) -> Output:
     return output
 
 
-@torch.no_grad()
 def _similarity(model: ProtoNet, x: Tensor, prototype: int, field: ReceptiveField) -> tuple[Tensor, Tensor]:
     """The similarities [Hz, Wz] of one prototype in one image, and the (flat) cell of the greatest."""
     if not 0 <= prototype < len(model.prototypes):
